@@ -1,0 +1,41 @@
+"""sinkscope: find attention sinks in any transformer, say what each one computes, and treat it.
+
+Names load on first use, so that `import sinkscope` stays fast and imports no model code.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from sinkscope._errors import SinkError as SinkError
+
+if TYPE_CHECKING:
+    from sinkscope._diagnose import Diagnosis as Diagnosis
+    from sinkscope._diagnose import diagnose as diagnose
+    from sinkscope._diagnose import open_diagnosis as open
+    from sinkscope.capture import capture as capture
+    from sinkscope.models import load as load
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Diagnosis": ("sinkscope._diagnose", "Diagnosis"),
+    "capture": ("sinkscope.capture", "capture"),
+    "diagnose": ("sinkscope._diagnose", "diagnose"),
+    "load": ("sinkscope.models", "load"),
+    "open": ("sinkscope._diagnose", "open_diagnosis"),
+}
+
+__all__ = ["Diagnosis", "SinkError", "capture", "diagnose", "load", "open"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'sinkscope' has no attribute {name!r}")
+    home, attribute = _HOMES[name]
+    return getattr(import_module(home), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

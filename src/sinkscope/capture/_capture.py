@@ -1,0 +1,313 @@
+"""The context manager that watches a module's own forward and hands out its attention calls."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sinkscope.capture._call import HIDDEN_BIAS, AttentionCall, Projection
+from sinkscope.capture._coverage import Coverage, build_coverage
+from sinkscope.capture._modules import attention_modules, looks_cross, residual_blocks
+from sinkscope.capture._ops import FusedArguments
+from sinkscope.capture._recorder import Recorder
+
+_HIDDEN_KEYS = ("hidden_states", "x", "src", "input", "inputs", "query")
+_CACHE_KEYS = ("past_key_values", "past_key_value", "layer_past", "cache_params")
+_OTHER_SEQUENCE_KEYS = ("key_value_states", "encoder_hidden_states", "context", "memory")
+
+
+@dataclass
+class _Frame:
+    """A module being executed."""
+
+    name: str
+    hidden: Tensor | None
+    norms: Tensor | None = None
+    cross: bool = False
+    cached: bool = False
+
+
+class Calls(list[AttentionCall]):
+    """The captured calls, in the order of the forward pass, and what was not captured."""
+
+    def __init__(self, root: nn.Module, on_call: Callable[[AttentionCall], None] | None) -> None:
+        super().__init__()
+        self._on_call = on_call
+        self._attention = attention_modules(root)
+        self._blocks = residual_blocks(root)
+        self._parameters = {p.untyped_storage()._cdata: name for name, p in root.named_parameters()}
+        self._recorder = Recorder(self)
+        self._stack: list[_Frame] = []
+        self._pending: list[AttentionCall] = []
+        self._layouts: dict[int, str | None] = {}
+        self._forward = -1
+        self._ordinals: dict[str, int] = {}
+        self._entered: set[str] = set()
+        self._seen: dict[str, set[str]] = {}
+
+    @property
+    def coverage(self) -> Coverage:
+        """What the capture saw of the attention modules it found; see `Coverage`."""
+        return build_coverage(self._attention, self._entered, self._seen, self._recorder.unseen)
+
+    def where(self) -> str:
+        """Qualified name of the attention module being executed, else of the innermost module."""
+        for frame in reversed(self._stack):
+            if frame.name in self._attention:
+                return frame.name
+        return self._stack[-1].name if self._stack else ""
+
+    # -- the recorder's reports ---------------------------------------------------------------------------------------
+
+    def on_fused(self, arguments: FusedArguments, out: Tensor, lse: Tensor) -> None:
+        call = self._new_call(
+            "fused",
+            out.shape[2],
+            arguments.k.shape[2],
+            v=arguments.v.detach(),
+            out=out.detach(),
+            q=arguments.q.detach(),
+            k=arguments.k.detach(),
+            lse=lse.detach()[..., : out.shape[2]],
+            mask=None if arguments.mask is None else arguments.mask.detach(),
+            causal=arguments.causal,
+            scale=arguments.scale,
+        )
+        self._recorder.follow(call, out)
+
+    def on_weights(self, logits: Tensor, weights: Tensor, values: Tensor, out: Tensor) -> None:
+        heads = logits.shape[1] if logits.dim() == 4 else self._heads(weights.shape[0])
+        if logits.dim() > 4 or heads is None or weights.shape[0] % heads:
+            self._recorder.unseen[f"softmax of shape {tuple(logits.shape)}"] = self.where()
+            return
+
+        def split(x: Tensor) -> Tensor:
+            return x.detach().unflatten(0, (-1, heads))
+
+        keys = weights.shape[2]
+        shown = logits.detach().reshape(-1, heads, *logits.shape[-2:])[..., :keys] > HIDDEN_BIAS
+        shown = shown.any(1, keepdim=True)  # masks are shared by heads; a bias of one head hides nothing
+        call = self._new_call(
+            "weights",
+            weights.shape[1],
+            keys,
+            v=split(values),
+            out=split(out),
+            weights=split(weights),
+            visible=None if bool(shown.all()) else shown,
+            extra_columns=logits.shape[-1] - keys,
+        )
+        self._recorder.follow(call, out)
+
+    def on_projection(self, call: AttentionCall, x: Tensor, weight: Tensor) -> None:
+        key = weight.untyped_storage()._cdata
+        if key not in self._layouts:
+            self._layouts[key] = _layout_gap(call.out, x)
+        call.projection_gap = self._layouts[key]
+        if call.projection_gap is None:
+            call.projection = Projection(weight.detach(), self._parameters.get(key))
+
+    def on_scaled(self, call: AttentionCall, factor: Tensor) -> None:
+        if call.projection is not None:
+            call.projection = Projection(
+                call.projection.weight, call.projection.name, layer_scale=factor.detach().reshape(-1)
+            )
+
+    def on_changed(self, call: AttentionCall, operation: str) -> None:
+        call.projection_gap = f"the attention output is changed in place by {operation} before the projection"
+
+    # -- modules ------------------------------------------------------------------------------------------------------
+
+    def _enter(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not self._stack:
+            self._forward += 1
+            self._ordinals.clear()
+        self._entered.add(name)
+        frame = _Frame(name, _hidden_input(args, kwargs))
+        if name in self._attention:
+            other = any(isinstance(kwargs.get(key), Tensor) for key in _OTHER_SEQUENCE_KEYS)
+            two = len(args) > 1 and isinstance(args[0], Tensor) and isinstance(args[1], Tensor)
+            reads_two = two and type(args[0]) is type(args[1]) and hasattr(self._attention[name], "in_proj_weight")
+            frame.cross = other or looks_cross(name) or (reads_two and args[1] is not args[0])
+            frame.cached = any(kwargs.get(key) is not None for key in _CACHE_KEYS)
+        self._stack.append(frame)
+
+    def _leave(self, name: str) -> None:
+        while self._stack and self._stack.pop().name != name:
+            pass
+        self._finish(lambda call: name in (call.block, call.module) and call.block in (name, call.module))
+        if not self._stack:
+            self._finish(lambda call: True)
+
+    def _finish(self, ready: Callable[[AttentionCall], bool]) -> None:
+        done = [call for call in self._pending if ready(call)]
+        if not done:
+            return
+        self._pending = [call for call in self._pending if not ready(call)]
+        if not self._pending:
+            self._recorder.forget()
+        for call in done:
+            if self._on_call is None:
+                self.append(call)
+            else:
+                self._recorder.paused(lambda call=call: self._on_call(call))  # type: ignore[misc]
+
+    def _new_call(self, route: Literal["fused", "weights"], queries: int, keys: int, **tensors: Any) -> AttentionCall:
+        attention = next((f for f in reversed(self._stack) if f.name in self._attention), None)
+        block = next((f for f in reversed(self._stack) if f.name in self._blocks), attention)
+        if attention is not None and block is not None and not attention.name.startswith(block.name):
+            block = attention
+        virtual = _virtual_keys(self._attention.get(self.where()))
+        virtual = virtual if keys == queries + virtual else 0
+        kind: Literal["self", "cross", "decode"] = "self"
+        if attention is not None and attention.cross:
+            kind = "cross"
+        elif queries != keys - virtual:
+            kind = "decode" if attention is not None and attention.cached else "cross"
+        layer = self._ordinals.get(kind, 0)
+        self._ordinals[kind] = layer + 1
+        module = self.where()
+        self._seen.setdefault(module, set()).add(kind)
+        call = AttentionCall(
+            layer=layer,
+            forward=self._forward,
+            module=module,
+            block=block.name if block is not None else module,
+            kind=kind,
+            route=route,
+            virtual_keys=virtual,
+            hidden_norms=_hidden_norms(block, tensors["out"]),
+            **tensors,
+        )
+        self._pending.append(call)
+        return call
+
+    def _heads(self, rows: int) -> int | None:
+        module = self._attention.get(self.where())
+        for attribute in ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads"):
+            heads = getattr(module, attribute, None)
+            if isinstance(heads, int) and heads > 0 and rows % heads == 0:
+                return heads
+        return None
+
+
+def _virtual_keys(module: nn.Module | None) -> int:
+    """Keys that nn.MultiheadAttention appends to those it is given."""
+    zero = getattr(module, "add_zero_attn", None) is True
+    bias = isinstance(getattr(module, "bias_k", None), Tensor)
+    return int(zero) + int(bias)
+
+
+def _hidden_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    candidates = [*args[:1], *(kwargs.get(key) for key in _HIDDEN_KEYS)]
+    for value in candidates:
+        if isinstance(value, Tensor) and value.dim() == 3 and value.is_floating_point():
+            return value
+    return None
+
+
+def _hidden_norms(block: _Frame | None, out: Tensor) -> Float[Tensor, "batch tokens"] | None:
+    if block is None or block.hidden is None:
+        return None
+    batch, queries = out.shape[0], out.shape[2]
+    if block.norms is None:
+        block.norms = torch.linalg.vector_norm(block.hidden.detach(), dim=-1, dtype=torch.promote_types(
+            block.hidden.dtype, torch.float32))
+    norms = block.norms
+    if tuple(norms.shape) == (batch, queries):
+        return norms
+    if tuple(norms.shape) == (queries, batch):
+        return norms.T
+    return None
+
+
+def _layout_gap(out: Tensor, x: Tensor) -> str | None:
+    """None when the rows of `x` are tokens and its columns the heads of `out` one after the other."""
+    batch, heads, queries, dim = out.shape
+    if x.shape[-1] != heads * dim or x.numel() != out.numel():
+        return f"the projection takes {tuple(x.shape)}, not the {heads} x {dim} columns of the attention output"
+    rows = x.reshape(-1, heads, dim)
+    for order in ((0, 2, 1, 3), (2, 0, 1, 3)):
+        if torch.equal(out.permute(*order).reshape(-1, heads, dim), rows):
+            return None
+    return "the attention output is changed before the projection"
+
+
+@contextmanager
+def capture(
+    module: nn.Module, on_call: Callable[[AttentionCall], None] | None = None
+) -> Iterator[Calls]:
+    """Watch every attention call of `module` while its own forward runs.
+
+    Nothing is patched or replaced: a dispatch mode sees the kernels that run, hooks tell which module runs them, the
+    C++ fast path of nn.MultiheadAttention is off and compiled modules run uncompiled inside the context. All of it is
+    undone on exit, also after an exception.
+
+    **Arguments:**
+
+    - `module`: any PyTorch module.
+    - `on_call`: called with each call when its block has finished; calls are then not kept. Without it they are
+        collected in the list, which holds queries, keys, values and outputs: memory linear in tokens per layer.
+
+    **Returns:**
+
+    A list of [`AttentionCall`][sinkscope.capture.AttentionCall] with `.coverage`.
+
+    **Raises:**
+
+    - `CaptureError`: from `calls.coverage.require()`, when attention was not found or not seen.
+
+    ```python
+    with sinkscope.capture(model) as calls:
+        model(pixels)
+    calls[0].q.shape, calls.coverage.line
+    ```
+    """
+    calls = Calls(module, on_call)
+    recorder = calls._recorder
+    with ExitStack() as stack:
+        for name, inner in _watched(module, calls):
+            stack.callback(inner.register_forward_pre_hook(_entering(calls, name), with_kwargs=True).remove)
+            stack.callback(inner.register_forward_hook(_leaving(calls, name), always_call=True).remove)
+        fast = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
+        stack.enter_context(_uncompiled())
+        stack.callback(recorder.forget)
+        with recorder:
+            yield calls
+        calls._finish(lambda call: True)
+
+
+def _watched(root: nn.Module, calls: Calls) -> Iterator[tuple[str, nn.Module]]:
+    for name, module in root.named_modules():
+        if name == "" or name in calls._attention or name in calls._blocks or next(module.children(), None) is not None:
+            yield name, module
+
+
+def _entering(calls: Calls, name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        calls._enter(name, args, kwargs)
+
+    return hook
+
+
+def _leaving(calls: Calls, name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+    def hook(_module: nn.Module, _args: tuple[Any, ...], _output: Any) -> None:
+        calls._leave(name)
+
+    return hook
+
+
+def _uncompiled() -> AbstractContextManager[Any]:
+    """Compiled code runs as plain Python inside; importing the compiler just to say so would cost seconds."""
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")

@@ -1,0 +1,104 @@
+"""Column sums of the attention weights and row entropies, exactly and without the N x N matrix.
+
+With LSE_i from the model's own fused forward, A_ij = exp(scale q_i.k_j + mask_ij - LSE_i): one more product of queries
+and keys and one exp give every column sum. Blocks live in the cache and are thrown away.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sinkscope.capture import AttentionCall
+from sinkscope.measure import _native
+
+_BLOCK_ELEMENTS = 1 << 21
+
+
+def column_sums(
+    call: AttentionCall, queries: Bool[Tensor, "batch queries"]
+) -> tuple[Float[Tensor, "batch heads keys"], Float[Tensor, "batch heads queries"]]:
+    """Sum over the given queries of the weights on every key that is a token, and the entropy of every row in nats.
+
+    Accumulates in float32, or in float64 for float64 models. Keys that are no tokens (`virtual_keys`) are left out of
+    both, as is the virtual column of a learned sink logit.
+    """
+    if call.weights is not None:
+        return _from_weights(call.weights, queries, call.shape[3] - call.virtual_keys)
+    q, k, lse, mask = fused_arguments(call)
+    lse = lse.masked_fill(~queries[:, None, :], torch.inf)
+    if _native.available(q, k, lse, mask):
+        return _native.columns(q, k, lse, mask, call.scale, call.causal)
+    return _blockwise(q, k, lse, mask, call.scale, call.causal)
+
+
+def fused_arguments(
+    call: AttentionCall,
+) -> tuple[
+    Float[Tensor, "batch heads queries dim"],
+    Float[Tensor, "batch kv_heads tokens dim"],
+    Float[Tensor, "batch heads queries"],
+    Float[Tensor, "#batch #heads #queries tokens"] | None,
+]:
+    """Queries, keys, log-sum-exp and mask in float32 (float64 for float64 models), without the virtual keys."""
+    assert call.q is not None and call.k is not None
+    dtype = torch.promote_types(call.q.dtype, torch.float32)
+    tokens = call.shape[3] - call.virtual_keys
+    q, k = call.q.to(dtype), call.k[:, :, :tokens].to(dtype)
+    mask = None if call.mask is None else call.mask.to(dtype)[..., :tokens]
+    if call.lse is not None and call.lse.shape == q.shape[:3]:
+        return q, k, call.lse.to(dtype), mask
+    full_mask = None if call.mask is None else call.mask.to(dtype)
+    return q, k, _log_sum_exp(q, call.k.to(dtype), full_mask, call.scale, call.causal), mask
+
+
+def _query_blocks(q: Tensor, keys: int) -> list[slice]:
+    batch, heads, queries, _ = q.shape
+    step = max(1, _BLOCK_ELEMENTS // (batch * heads * keys))
+    return [slice(start, min(start + step, queries)) for start in range(0, queries, step)]
+
+
+def _scores(q: Tensor, k: Tensor, mask: Tensor | None, scale: float, causal: bool, block: slice) -> Tensor:
+    scores = (q[:, :, block] * scale) @ k.mT
+    if mask is not None:
+        scores += mask if mask.shape[2] == 1 else mask[:, :, block]
+    if causal:
+        future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(block.start + 1)
+        scores.masked_fill_(future, -torch.inf)
+    return scores
+
+
+def _expanded(k: Tensor, heads: int) -> Tensor:
+    return k.repeat_interleave(heads // k.shape[1], 1)
+
+
+def _log_sum_exp(q: Tensor, k: Tensor, mask: Tensor | None, scale: float, causal: bool) -> Tensor:
+    k = _expanded(k, q.shape[1])
+    parts = [_scores(q, k, mask, scale, causal, b).logsumexp(-1) for b in _query_blocks(q, k.shape[2])]
+    return torch.cat(parts, -1)
+
+
+def _blockwise(
+    q: Tensor, k: Tensor, lse: Tensor, mask: Tensor | None, scale: float, causal: bool
+) -> tuple[Tensor, Tensor]:
+    k = _expanded(k, q.shape[1])
+    sums = q.new_zeros(*q.shape[:2], k.shape[2])
+    entropies = []
+    for block in _query_blocks(q, k.shape[2]):
+        log_weights = _scores(q, k, mask, scale, causal, block).sub_(lse[:, :, block, None])
+        weights = log_weights.exp()
+        sums += weights.sum(-2)
+        log_weights.clamp_(min=-1e4)  # a hidden key's -inf would turn 0 * log 0 into NaN
+        entropies.append(-weights.mul_(log_weights).sum(-1))
+    return sums, torch.cat(entropies, -1)
+
+
+def _from_weights(weights: Tensor, queries: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
+    dtype = torch.promote_types(weights.dtype, torch.float32)
+    sums, entropies = [], []
+    for one, valid in zip(weights[..., :tokens], queries, strict=True):
+        exact = one.to(dtype)
+        sums.append((valid.to(dtype) @ exact))
+        entropies.append(torch.special.entr(exact).sum(-1))
+    return torch.stack(sums), torch.stack(entropies)

@@ -1,0 +1,66 @@
+"""What a head writes into the residual stream: u_j = g * (W_O^h v_j), through d x d matrices only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sinkscope.capture import AttentionCall, Projection
+from sinkscope.measure import _native
+
+
+@dataclass(frozen=True)
+class WriteGeometry:
+    """The metric that the output projection puts on a head's values.
+
+    - `factor`: upper triangular R_h with R_h^T R_h = M_h, so that |u_j| = |R_h v_j|.
+    - `gram`: M_h = W_O^h^T diag(g^2) W_O^h, so that u.u' = v^T M_h v'.
+    """
+
+    factor: Float[Tensor, "heads dim dim"]
+    gram: Float[Tensor, "heads dim dim"]
+
+
+def write_geometry(projection: Projection, heads: int, dtype: torch.dtype) -> WriteGeometry:
+    """R_h from a QR decomposition in float64 (no squaring of small singular values), once per layer."""
+    weight = projection.weight.double()
+    if projection.layer_scale is not None:
+        weight = weight * projection.layer_scale.double()
+    per_head = weight.unflatten(0, (heads, -1)).mT  # (heads, residual, dim)
+    factor = torch.linalg.qr(per_head, mode="r").R
+    missing = per_head.shape[2] - factor.shape[1]
+    if missing > 0:  # a residual narrower than the head: pad with rows of zeros
+        factor = torch.cat([factor, factor.new_zeros(heads, missing, factor.shape[2])], 1)
+    return WriteGeometry(factor.to(dtype).contiguous(), (factor.mT @ factor).to(dtype))
+
+
+def write_norms(
+    v: Float[Tensor, "batch kv_heads tokens dim"], geometry: WriteGeometry
+) -> Float[Tensor, "batch heads tokens"]:
+    """|u_j| of every token and query head."""
+    if _native.available(v, geometry.factor):
+        return _native.norms(v, geometry.factor)
+    heads = geometry.factor.shape[0]
+    return torch.linalg.vector_norm(v.repeat_interleave(heads // v.shape[1], 1) @ geometry.factor.mT, dim=-1)
+
+
+def stable_rank(
+    call: AttentionCall, geometry: WriteGeometry, queries: Bool[Tensor, "batch queries"]
+) -> tuple[Float[Tensor, "batch heads"], Float[Tensor, "batch heads"]]:
+    """|U|_F^2 / sigma_1(U)^2 and |U|_F^2 of the write U over the given queries; NaN where U is zero.
+
+    The eigenvalues of U^T U are those of R (O^T O) R^T, a d x d matrix.
+    """
+    out = call.out.to(geometry.factor.dtype)
+    if not bool(queries.all()):
+        out = out * queries[:, None, :, None]
+    inner = geometry.factor @ (out.mT @ out) @ geometry.factor.mT
+    energy = inner.diagonal(dim1=-2, dim2=-1).sum(-1)
+    if _native.available(inner):
+        top = _native.top_eigenvalue(inner)
+    else:
+        top = torch.linalg.eigvalsh(inner)[..., -1]
+    return energy / top, energy
