@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sinkscope._errors import SinkError as SinkError
 
 if TYPE_CHECKING:
-    from sinkscope._diagnose import Diagnosis as Diagnosis
+    from sinkscope._diagnose import DiagnoseOptions as DiagnoseOptions, Diagnosis as Diagnosis
     from sinkscope._diagnose import diagnose as diagnose
     from sinkscope._diagnose import open_diagnosis as open
     from sinkscope.capture import capture as capture
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "DiagnoseOptions": ("sinkscope._diagnose", "DiagnoseOptions"),
     "Diagnosis": ("sinkscope._diagnose", "Diagnosis"),
     "capture": ("sinkscope.capture", "capture"),
     "diagnose": ("sinkscope._diagnose", "diagnose"),
@@ -27,7 +28,7 @@ _HOMES = {
     "open": ("sinkscope._diagnose", "open_diagnosis"),
 }
 
-__all__ = ["Diagnosis", "SinkError", "capture", "diagnose", "load", "open"]
+__all__ = ["DiagnoseOptions", "Diagnosis", "SinkError", "capture", "diagnose", "load", "open"]
 
 
 def __getattr__(name: str) -> Any:

@@ -3,13 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import Enum, auto
+from functools import cache
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sinkscope.capture._ops import COMPOSITES, COPIES, FUSED, MATMULS, SOFTMAX, FusedArguments, aten, unseen_attention
+
+
+class _Sort(Enum):
+    """What an operation is to the recorder."""
+
+    OTHER = auto()
+    COMPOSITE = auto()
+    FUSED = auto()
+    SOFTMAX = auto()
+    PRODUCT = auto()
+    MATMUL = auto()
+    COPY = auto()
+    UNSEEN = auto()
+
+
+@cache
+def _sort(func: Any) -> _Sort:
+    for sort, members in (
+        (_Sort.COMPOSITE, COMPOSITES),
+        (_Sort.FUSED, FUSED),
+        (_Sort.SOFTMAX, SOFTMAX),
+        (_Sort.PRODUCT, {aten.bmm.default}),
+        (_Sort.MATMUL, MATMULS),
+        (_Sort.COPY, COPIES),
+    ):
+        if func in members:
+            return sort
+    return _Sort.UNSEEN if unseen_attention(func.name()) else _Sort.OTHER
 
 
 def _storage(tensor: Tensor) -> int:
@@ -55,34 +84,41 @@ class Recorder(TorchDispatchMode):
         finally:
             self._paused = False
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Compiled code runs as plain Python under a capture, so the compiler need not be imported to step aside."""
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        sort = _sort(func)
+        if self._paused or (sort is _Sort.OTHER and not self._outputs and not self._projected):
+            return func(*args, **kwargs) if kwargs else func(*args)
         kwargs = kwargs or {}
-        if self._paused:
-            return func(*args, **kwargs)
-        if func in COMPOSITES:
+        if sort is _Sort.COMPOSITE:
             with self:
                 opened = func.decompose(*args, **kwargs)
             if opened is not NotImplemented:
                 return opened
         result = func(*args, **kwargs)
-        if func in FUSED:
-            self._fused(FUSED[func](args, kwargs), result)
-        elif func in SOFTMAX:
-            if result.dim() >= 3 and args[1] in (-1, result.dim() - 1):
-                self._softmax[_storage(result)] = (args[0], result)
-        elif func is aten.bmm.default:
-            self._product(args[0], args[1], result)
-        elif func in MATMULS:
-            at = MATMULS[func]
-            self._projection(args[at], args[at + 1], result)
-        elif func in COPIES:
-            self._copy(args[0], result)
-        elif self._outputs or self._projected:
-            self._elementwise(func, args, result)
-        if func not in FUSED and unseen_attention(func.name()):
-            self.unseen[func.name()] = self._listener.where()
+        match sort:
+            case _Sort.FUSED:
+                self._fused(FUSED[func](args, kwargs), result)
+            case _Sort.SOFTMAX:
+                if result.dim() >= 3 and args[1] in (-1, result.dim() - 1):
+                    self._softmax[_storage(result)] = (args[0], result)
+            case _Sort.PRODUCT:
+                self._product(args[0], args[1], result)
+            case _Sort.MATMUL:
+                at = MATMULS[func]
+                self._projection(args[at], args[at + 1], result)
+            case _Sort.COPY:
+                self._copy(args[0], result)
+            case _Sort.UNSEEN:
+                self.unseen[func.name()] = self._listener.where()
+            case _Sort.OTHER:
+                self._elementwise(func, args)
         return result
 
     def _fused(self, arguments: FusedArguments, result: tuple[Tensor, ...]) -> None:
@@ -111,7 +147,7 @@ class Recorder(TorchDispatchMode):
         if old != new and old in self._outputs:
             self._outputs[new] = (self._outputs[old][0], result)
 
-    def _elementwise(self, func: Any, args: tuple[Any, ...], result: Any) -> None:
+    def _elementwise(self, func: Any, args: tuple[Any, ...]) -> None:
         if not args or not isinstance(args[0], Tensor):
             return
         packet = func.overloadpacket

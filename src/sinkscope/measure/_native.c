@@ -8,6 +8,7 @@
 #include <string.h>
 
 #define HIDDEN -1e4f /* an additive mask at or below this hides the key (as in measure/_visibility.py) */
+#define GRAM_BLOCK 64
 #define FLOOR -87.0f /* exp underflows below */
 
 struct head {
@@ -135,6 +136,29 @@ int sinkscope_norms(const float *x, const float *R, float *out, const int64_t *d
       DISPATCH(norms_rows, x + b * sx[0] + y * sx[1], sx[2], (int)n, (int)d, R + h * d * d, out + bh * n, panel);
     }
     free(panel);
+  }
+  return failed;
+}
+
+/* out[b,h] = sum_i keep_bi x_bhi x_bhi^T; x (B,H,N,d) strided as above, keep (B,N) dense, out (B,H,d,d) dense. */
+int sinkscope_gram(const float *x, const uint8_t *keep, float *out, const int64_t *dims, const int64_t *sx) {
+  const int64_t B = dims[0], H = dims[1], n = dims[2], d = dims[3], padded = d + 2 * MAX_LANES + MAX_ROWS;
+  int failed = 0, isa = level();
+  (void)isa;
+#pragma omp parallel
+  {
+    float *scratch = malloc(sizeof(float) * (size_t)((GRAM_BLOCK + padded) * padded));
+    if (scratch == NULL) {
+#pragma omp atomic write
+      failed = 1;
+    }
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t bh = 0; bh < B * H; bh++) {
+      if (scratch == NULL) continue;
+      const int64_t b = bh / H, h = bh % H;
+      DISPATCH(gram_rows, x + b * sx[0] + h * sx[1], sx[2], (int)n, (int)d, keep + b * n, out + bh * d * d, scratch);
+    }
+    free(scratch);
   }
   return failed;
 }

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 _int64 = ctypes.c_int64
@@ -103,6 +103,20 @@ def norms(
     out = x.new_empty(batch, heads, tokens)
     dims = _ints(batch, heads, kv_heads, tokens, dim)
     _check(library.sinkscope_norms(_pointer(x), _pointer(factor), _pointer(out), dims, _ints(*x.stride()[:3])))
+    return out
+
+
+def gram(
+    x: Float[Tensor, "batch heads tokens dim"], keep: Bool[Tensor, "batch tokens"]
+) -> Float[Tensor, "batch heads dim dim"]:
+    """Sum over the kept tokens of x x^T."""
+    library = _library()
+    assert library is not None
+    batch, heads, tokens, dim = x.shape
+    x, keep = _dense_last(x), keep.contiguous()
+    out = x.new_empty(batch, heads, dim, dim)
+    dims = _ints(batch, heads, tokens, dim)
+    _check(library.sinkscope_gram(_pointer(x), _pointer(keep), _pointer(out), dims, _ints(*x.stride()[:3])))
     return out
 
 

@@ -147,6 +147,48 @@ TARGET static void ISA(norms_rows)(const float *x, int64_t stride, int n, int d,
   }
 }
 
+/* gram[r * d + c] = sum_i keep_i x_i[r] x_i[c] over n rows. `scratch` holds GRAM_BLOCK padded rows and the padded sum. */
+TARGET static void ISA(gram_rows)(const float *x, int64_t stride, int n, int d, const uint8_t *keep, float *gram,
+                                  float *scratch) {
+  const int wide = (d + PANEL - 1) / PANEL * PANEL, tall = (d + ROWS - 1) / ROWS * ROWS;
+  const int width = wide > tall ? wide : tall;
+  float *block = scratch, *sum = scratch + (int64_t)GRAM_BLOCK * width;
+  memset(sum, 0, sizeof(float) * (size_t)tall * (size_t)wide);
+  for (int i = 0; i < n; i += GRAM_BLOCK) {
+    int m = 0;
+    for (int l = i; l < n && l < i + GRAM_BLOCK; l++) {
+      if (!keep[l]) continue;
+      float *row = block + (int64_t)m++ * width;
+      memcpy(row, x + l * stride, sizeof(float) * (size_t)d);
+      memset(row + d, 0, sizeof(float) * (size_t)(width - d));
+    }
+    for (int r = 0; r < d; r += ROWS)
+      for (int c = r / PANEL * PANEL; c < d; c += PANEL) { /* the upper triangle; mirrored below */
+        VEC a[ROWS][2];
+#pragma GCC unroll 16
+        for (int t = 0; t < ROWS; t++) a[t][0] = a[t][1] = (VEC){0};
+        for (int l = 0; l < m; l++) {
+          const float *row = block + (int64_t)l * width;
+          const VEC x0 = LOAD(row + c), x1 = LOAD(row + c + LANES);
+#pragma GCC unroll 16
+          for (int t = 0; t < ROWS; t++) {
+            const VEC w = (VEC){0} + row[r + t];
+            a[t][0] += w * x0;
+            a[t][1] += w * x1;
+          }
+        }
+#pragma GCC unroll 16
+        for (int t = 0; t < ROWS; t++) {
+          float *out = sum + (int64_t)(r + t) * wide + c;
+          STORE(out, LOAD(out) + a[t][0]);
+          STORE(out + LANES, LOAD(out + LANES) + a[t][1]);
+        }
+      }
+  }
+  for (int r = 0; r < d; r++)
+    for (int c = r; c < d; c++) gram[(int64_t)r * d + c] = gram[(int64_t)c * d + r] = sum[(int64_t)r * wide + c];
+}
+
 #undef STORE
 #undef LOAD
 #undef VEC

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -68,7 +69,7 @@ def measure_call(
     call: AttentionCall,
     valid: Bool[Tensor, "batch tokens"],
     geometry: WriteGeometry | None,
-    attended: Attended | None = None,
+    attend: Callable[[AttentionCall, Visibility], Attended] | None = None,
 ) -> CallStatistics:
     """Measure a self-attention call.
 
@@ -76,11 +77,10 @@ def measure_call(
 
     - `valid`: tokens that are no padding.
     - `geometry`: of the call's projection; None makes update_ratio and stable_rank NaN.
-    - `attended`: statistics of the weights from a sample of queries; None computes them exactly.
+    - `attend`: how to read the weights; None reads all queries exactly.
     """
     seen = visibility(call, valid)
-    if attended is None:
-        attended = attend_exactly(call, seen)
+    attended = (attend or attend_exactly)(call, seen)
     candidates = attended.received.masked_fill(~seen.candidate.expand_as(attended.received), -torch.inf)
     top_masses, top_sinks = candidates.topk(min(TOP, candidates.shape[-1]), -1)
     absent = top_masses.isinf()

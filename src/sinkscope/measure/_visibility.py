@@ -75,6 +75,24 @@ def _counts(call: AttentionCall, valid: Tensor) -> tuple[Tensor, Tensor]:
     return queries_of_key, torch.cat(keys_of_query, -1)
 
 
+def shown_rows(
+    call: AttentionCall, queries: Int[Tensor, "batch sample"]
+) -> Bool[Tensor, "#batch #heads sample tokens"]:
+    """Which keys the given queries may see."""
+    tokens = call.shape[3] - call.virtual_keys
+    rows = torch.arange(len(queries), device=queries.device)[:, None]
+    shown = torch.ones(1, 1, 1, tokens, dtype=torch.bool, device=queries.device)
+    if call.visible is not None:
+        shown = call.visible[rows, 0, queries][:, None, :, :tokens]
+    elif call.mask is not None:
+        mask = call.mask[..., :tokens].expand(len(queries), -1, -1, -1)
+        mask = mask if mask.shape[2] == 1 else mask.transpose(1, 2)[rows, queries].transpose(1, 2)
+        shown = mask > HIDDEN_BIAS
+    if call.causal:
+        shown = shown & (torch.arange(tokens, device=queries.device) <= queries[..., None])[:, None]
+    return shown
+
+
 def _shown(call: AttentionCall, rows: slice, tokens: int) -> Tensor:
     if call.visible is not None:
         return call.visible[:, :, rows, :tokens]

@@ -55,9 +55,12 @@ def stable_rank(
     The eigenvalues of U^T U are those of R (O^T O) R^T, a d x d matrix.
     """
     out = call.out.to(geometry.factor.dtype)
-    if not bool(queries.all()):
-        out = out * queries[:, None, :, None]
-    inner = geometry.factor @ (out.mT @ out) @ geometry.factor.mT
+    if _native.available(out):
+        gram = _native.gram(out, queries)
+    else:
+        kept = out * queries[:, None, :, None]
+        gram = kept.mT @ kept
+    inner = geometry.factor @ gram @ geometry.factor.mT
     energy = inner.diagonal(dim1=-2, dim2=-1).sum(-1)
     if _native.available(inner):
         top = _native.top_eigenvalue(inner)

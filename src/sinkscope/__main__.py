@@ -1,0 +1,5 @@
+"""`python -m sinkscope`, also under torchrun."""
+
+from sinkscope.cli import main
+
+main()

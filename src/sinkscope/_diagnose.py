@@ -1,0 +1,263 @@
+"""The main job: from a model and inputs to an artifact, its tables and its report."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from sinkscope._errors import OptionError
+from sinkscope._world import World, joined
+from sinkscope.artifact import Artifact, Manifest, ModelInfo, attach_run, build_manifest, open_artifact, open_run
+from sinkscope.explain import Rule, build_heads, get_rule, summarise
+from sinkscope.measure import MeasureOptions, measure
+from sinkscope.models import Batch, Inputs, Modality, Model, load, make_inputs
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import nn
+
+InputKind = Literal["images", "text", "dataset"]
+
+
+@dataclass(frozen=True)
+class DiagnoseOptions:
+    """What a run depends on beside the model and the inputs; stored in the manifest.
+
+    - `batch_size`: inputs per forward pass.
+    - `limit`: measure only the first so many inputs.
+    - `size`: side of the square picture in pixels; None for the model's own.
+    - `length`: tokens per text window; None for the model's own, 128 at most.
+    - `queries`: `all`, or how many queries to sample per input.
+    - `seed`: of the sample and of bootstrap intervals.
+    - `dtype`: type the weights are loaded in; None for that of the checkpoint.
+    - `skip_bad`: leave out inputs that cannot be read, and name them, instead of stopping.
+    - `device`, `num_workers`: where and with how many reading threads; no result depends on them.
+    """
+
+    batch_size: int = 8
+    limit: int | None = None
+    size: int | None = None
+    length: int | None = None
+    queries: int | Literal["all"] = "all"
+    seed: int = 0
+    dtype: str | None = None
+    skip_bad: bool = False
+    device: str = "cpu"
+    num_workers: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch_size", 1), ("limit", 1), ("size", 1), ("length", 2), ("queries", 2)):
+            value = getattr(self, name)
+            if value is not None and value != "all" and (not isinstance(value, int) or value < least):
+                flag = "--" + name.replace("_", "-")
+                raise OptionError(f"{flag} is {value!r}", f"a whole number from {least} on", f"correct {flag}")
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """A finished diagnosis: the artifact and what to do with it. Shows itself in a notebook."""
+
+    artifact: Artifact
+    _folder: tempfile.TemporaryDirectory[str] | None = field(default=None, repr=False)
+
+    @property
+    def path(self) -> Path:
+        """The artifact's folder."""
+        return self.artifact.path
+
+    @property
+    def manifest(self) -> Mapping[str, Any]:
+        """What was measured, how, and with which coverage."""
+        return self.artifact.manifest
+
+    @property
+    def events(self) -> pd.DataFrame:
+        """One row per input, layer and head; columns as in the artifact."""
+        return self.artifact.events()
+
+    @property
+    def heads(self) -> pd.DataFrame:
+        """One row per layer and head; columns as in the artifact."""
+        return self.artifact.heads
+
+    def summary(self) -> str:
+        """The coverage line and three sentences that sum the model up."""
+        lines = [self.manifest["coverage"]["line"], *summarise(self.artifact.manifest, self.heads)]
+        return "\n".join(lines)
+
+    def report(self, path: Path | str | None = None) -> Path:
+        """Write the offline HTML report, next to the tables unless `path` says otherwise.
+
+        **Raises:** `MissingExtraError` without the `report` extra.
+        """
+        from sinkscope.report import write_report
+
+        return write_report(self.path, None if path is None else Path(path))
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        head = "".join(f"<p>{escape(line)}</p>" for line in self.summary().splitlines())
+        columns = ["layer", "head", "kind", "event_rate", "role", "nop", "broadcast", "other", "content_share"]
+        sinks = self.heads.query("sink_rate > 0").sort_values("event_rate", ascending=False)
+        return head + str(sinks[columns].head(10).to_html(index=False, escape=True))
+
+
+def open_diagnosis(path: Path | str) -> Diagnosis:
+    """Open a finished diagnosis from its folder.
+
+    **Raises:** `ArtifactError` when the folder is no artifact, or an unfinished one.
+    """
+    return Diagnosis(open_artifact(path))
+
+
+def diagnose(
+    model: str | nn.Module | Model,
+    inputs: Any,
+    out: Path | str | None = None,
+    *,
+    kind: InputKind | None = None,
+    rule: str = "fesser",
+    trust_remote_code: bool = False,
+    device_map: Any = None,
+    tp_plan: Any = None,
+    on_batch: Callable[[Batch, int | None], None] | None = None,
+    command: str | None = None,
+    **options: Any,
+) -> Diagnosis:
+    """Measure the attention sinks of a model on real inputs.
+
+    The model's own forward runs under fused attention; every statistic is exact and memory is linear in tokens.
+
+    **Arguments:**
+
+    - `model`: a reference (see `sinkscope.load`), a torch module, or a loaded `Model`.
+    - `inputs`: a folder or file, pictures, strings, a tensor, a dict of model arguments, or an iterable of batches.
+    - `out`: the artifact's folder; an unfinished run of the same command there is gone on with. None keeps the
+        artifact in a temporary folder for as long as the Diagnosis lives.
+    - `kind`: what `inputs` is, where a path alone does not tell: `images`, `text` or `dataset`.
+    - `rule`: name of the rule that calls a row an event.
+    - `on_batch`: called after each batch with it and the number of batches, if known.
+    - `command`: what to run to go on; the manifest and messages name it.
+    - `options`: fields of [`DiagnoseOptions`][sinkscope.DiagnoseOptions].
+
+    **Returns:** a [`Diagnosis`][sinkscope.Diagnosis].
+
+    **Raises:** a `SinkError` for every foreseeable mistake: the model cannot be had, inputs are empty or broken, there
+    is no attention to see, activations are not finite, memory or disk run out, `out` belongs to another run.
+    """
+    chosen = _options(options)
+    event_rule = get_rule(rule)
+    folder = tempfile.TemporaryDirectory(prefix="sinkscope-") if out is None else None
+    path = Path(folder.name if folder is not None else str(out))
+    with joined() as world:
+        loaded = model if isinstance(model, Model) else _load(model, kind, chosen, trust_remote_code, device_map, tp_plan)
+        supply = make_inputs(
+            loaded,
+            inputs,
+            batch_size=chosen.batch_size,
+            limit=chosen.limit,
+            size=chosen.size,
+            length=chosen.length,
+            seed=chosen.seed,
+            num_workers=chosen.num_workers,
+            skip_bad=chosen.skip_bad,
+            kind=kind,
+        )
+        manifest = _manifest(loaded, supply, chosen, event_rule, command or _command(loaded, path))
+        _run(loaded, supply, path, manifest, chosen, world, on_batch)
+        if world.first:
+            finish(path, event_rule, chosen.seed, supply.n_batches)
+        world.wait()
+    return Diagnosis(open_artifact(path), folder)
+
+
+def finish(path: Path, rule: Rule, seed: int, n_batches: int | None) -> None:
+    """Turn the parts of a run into a finished artifact: vectors, heads, manifest.
+
+    **Raises:** `ArtifactError` when parts are missing.
+    """
+    run = attach_run(path)
+    run.finish(n_batches)
+    run.write_heads(build_heads(open_artifact(path), rule, seed))
+
+
+def _run(
+    model: Model,
+    supply: Inputs,
+    path: Path,
+    manifest: Manifest,
+    options: DiagnoseOptions,
+    world: World,
+    on_batch: Callable[[Batch, int | None], None] | None,
+) -> None:
+    if world.first:
+        open_run(path, manifest)
+    world.wait()
+    queries = None if options.queries == "all" else options.queries
+    measure(
+        model,
+        supply,
+        attach_run(path),
+        MeasureOptions(queries=queries, seed=options.seed, rank=world.rank, world=world.size),
+        None if on_batch is None else lambda batch: on_batch(batch, supply.n_batches),
+    )
+    world.wait()
+
+
+def _options(options: Mapping[str, Any]) -> DiagnoseOptions:
+    known = DiagnoseOptions.__dataclass_fields__
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise OptionError(f"unknown option {unknown[0]!r}", f"one of {', '.join(known)}", "help(sinkscope.diagnose)")
+    return DiagnoseOptions(**options)
+
+
+def _load(
+    model: str | nn.Module,
+    kind: InputKind | None,
+    options: DiagnoseOptions,
+    trust_remote_code: bool,
+    device_map: Any,
+    tp_plan: Any,
+) -> Model:
+    modality: Modality | None = {"images": "vision", "text": "text"}.get(kind or "")  # type: ignore[assignment]
+    return load(
+        model,
+        modality=modality,
+        device=options.device,
+        dtype=options.dtype,
+        device_map=device_map,
+        tp_plan=tp_plan,
+        trust_remote_code=trust_remote_code,
+    )
+
+
+def _manifest(model: Model, supply: Inputs, options: DiagnoseOptions, rule: Rule, command: str) -> Manifest:
+    return build_manifest(
+        model=ModelInfo(
+            {
+                "reference": model.reference,
+                "class": type(model.module).__name__,
+                "modality": model.modality,
+                "weights_sha256": model.weights_sha256(),
+                "parameters": model.parameters,
+                "dtype": model.dtype,
+            }
+        ),
+        inputs=supply.identity,
+        options=asdict(options),
+        rule=rule.to_dict(),
+        command=command,
+    )
+
+
+def _command(model: Model, path: Path) -> str:
+    if Path(sys.argv[0]).stem in ("sinkscope", "__main__"):
+        return shlex.join(["sinkscope", *sys.argv[1:]])
+    return f"sinkscope.diagnose({model.reference!r}, ..., out={str(path)!r})"

@@ -1,0 +1,23 @@
+"""From what was measured to what it means: rules, one row per head with intervals, and the summary."""
+
+from ._classify import classify as classify, is_event as is_event
+from ._heads import build_heads as build_heads
+from ._intervals import median_interval as median_interval, wilson as wilson
+from ._keys import column_excess as column_excess, sink_by_key as sink_by_key
+from ._kinds import (
+    DEAD_RATIO as DEAD_RATIO,
+    DIAGONAL as DIAGONAL,
+    SINK_MASS as SINK_MASS,
+    SINK_RATE as SINK_RATE,
+    UNIFORM_ENTROPY_SHARE as UNIFORM_ENTROPY_SHARE,
+)
+from ._registry import (
+    fesser_literal as fesser_literal,
+    get_rule as get_rule,
+    load_rule as load_rule,
+    register_rule as register_rule,
+    rules as rules,
+)
+from ._rules import Condition as Condition, Rule as Rule
+from ._shares import MIN_SINK_INPUTS as MIN_SINK_INPUTS, RESAMPLES as RESAMPLES, sink_shares as sink_shares
+from ._summary import summarise as summarise

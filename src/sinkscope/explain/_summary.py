@@ -1,0 +1,156 @@
+"""A model in three sentences, built from the numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ._kinds import SINK_MASS, SINK_RATE
+from ._shares import MIN_SINK_INPUTS
+
+_ROLES_NAMED = 3
+_LOOK_ALIKES = {
+    "uniform": ("averages uniformly", "average uniformly"),
+    "diagonal": ("attends mostly to itself", "attend mostly to themselves"),
+    "dead": ("is dead", "are dead"),
+}
+
+
+def summarise(manifest: Mapping[str, Any], heads: pd.DataFrame) -> list[str]:
+    """Three plain sentences: where the sinks are; what they look like under the rule; what they write, and the next
+    step. A sink head is one of kind `sink`.
+
+    **Arguments:**
+
+    - `manifest`: the model's `reference` and the `rule` are used.
+    - `heads`: the table of heads.
+    """
+    sinks = heads[heads["kind"] == "sink"]
+    return [_where(manifest, heads, sinks), _looks(manifest, heads), _writes(heads, sinks)]
+
+
+def _where(manifest: Mapping[str, Any], heads: pd.DataFrame, sinks: pd.DataFrame) -> str:
+    reference, n_heads = manifest["model"]["reference"], _number(len(heads), "head")
+    test = (
+        f"mass >= {SINK_MASS} on one token for at least {_percent(SINK_RATE)} of {_number(_n_inputs(heads), 'input')}"
+    )
+    if sinks.empty:
+        text = f"No head of {reference} is a sink head ({test}) among {n_heads}"
+    else:
+        verb = "is a sink head" if len(sinks) == 1 else "are sink heads"
+        text = f"{len(sinks):,} of {n_heads} of {reference} {verb} ({test}): {_listed(_roles(sinks))}"
+    return text + _virtual(heads) + "."
+
+
+def _roles(sinks: pd.DataFrame) -> list[str]:
+    """The most frequent roles, each with its number of heads and its depth."""
+    roles = sinks["role"].astype(object).where(sinks["role"].notna(), "tokens of unknown role")
+    groups = sorted(sinks.groupby(roles), key=lambda group: (-len(group[1]), group[0]))
+    named = [f"{len(group):,} on {role} in {_layers(group['layer'])}" for role, group in groups[:_ROLES_NAMED]]
+    rest = [group for _, group in groups[_ROLES_NAMED:]]
+    if rest:
+        others = pd.concat(rest)
+        named.append(f"{len(others):,} on other roles in {_layers(others['layer'])}")
+    return named
+
+
+def _layers(layers: pd.Series) -> str:
+    first, last = layers.min(), layers.max()
+    return f"layer {first}" if first == last else f"layers {first} to {last}"
+
+
+def _virtual(heads: pd.DataFrame) -> str:
+    masses = heads["virtual_mass_median"]
+    masses = masses[masses > 0]
+    if masses.empty:
+        return ""
+    return (
+        f"; a learned or virtual sink, which is no token, takes {_percent(masses.median())} of the attention in the "
+        f"median of the {_number(len(masses), 'head')} that have one"
+    )
+
+
+def _looks(manifest: Mapping[str, Any], heads: pd.DataFrame) -> str:
+    rule = manifest["rule"]
+    decided = heads[heads["event_rate"].notna()]
+    alikes = _alikes(heads)
+    if decided.empty:
+        return f"Rule {rule['name']} cannot be decided here, since values it needs are missing in every row{alikes}."
+    n_events = int((decided["event_rate"] * decided["n_inputs"]).round().sum())
+    rows = f"{_number(int(decided['n_inputs'].sum()), 'row')} (one per input and head)"
+    if n_events == 0:
+        return f"Rule {rule['name']} finds no sink event in {rows}{alikes}."
+    text = f"Rule {rule['name']} finds {_number(n_events, 'sink event')} in {rows}"
+    if "nop" not in rule and "broadcast" not in rule:
+        return f"{text} and names no classes of them{alikes}."
+    counts = {name: int(decided[name].sum()) for name in ("nop", "broadcast", "other")}
+    likes = {"nop": "like a NOP", "broadcast": "like a broadcast", "other": "like neither"}
+    told = [f"{count:,} {_verb(count, 'looks', 'look')} {likes[name]}" for name, count in counts.items() if count]
+    unknown = n_events - sum(counts.values())
+    if unknown:
+        told.append(f"{unknown:,} cannot be told, as no output projection was found")
+    return f"{text}: {_listed(told)}{alikes}."
+
+
+def _alikes(heads: pd.DataFrame) -> str:
+    counts = heads["kind"].value_counts()
+    found = [
+        f"{_number(int(counts[kind]), 'head')} {_verb(counts[kind], *verbs)}"
+        for kind, verbs in _LOOK_ALIKES.items()
+        if kind in counts
+    ]
+    return f"; {_listed(found)}, which is no sink" if found else ""
+
+
+def _writes(heads: pd.DataFrame, sinks: pd.DataFrame) -> str:
+    if sinks.empty:
+        if (heads["event_rate"] > 0).any():
+            return "No head sinks often enough to sum up what it writes; next: look at the rows of the event table."
+        return "There is nothing to explain or to treat; next: if sinks were expected, measure more or longer inputs."
+    often = sinks[(sinks["sink_rate"] * sinks["n_inputs"]).round() >= MIN_SINK_INPUTS]
+    if often.empty:
+        return (
+            f"What they write cannot be told, since no head has its sink on {MIN_SINK_INPUTS} inputs; "
+            "next: measure more inputs."
+        )
+    shares = often[["silent", "constant", "content"]].dropna()
+    if shares.empty:
+        return (
+            "What they write cannot be told, since the output projection of none of them was found; "
+            "next: see the gaps in the coverage."
+        )
+    largest = shares.to_numpy().argmax(axis=1)
+    says = [
+        ("mostly stays silent", "mostly stay silent"),
+        ("mostly writes one constant vector", "mostly write one constant vector"),
+        ("mostly writes what is in the input", "mostly write what is in the input"),
+    ]
+    counts = np.bincount(largest, minlength=len(says))
+    told = [f"{count:,} {_verb(count, *verbs)}" for count, verbs in zip(counts, says, strict=True) if count]
+    return (
+        f"Of {_number(len(shares), 'sink head')} whose write could be measured, {_listed(told)}; these are signatures, "
+        "not causes, so next: confirm by causal edits before choosing gates (for silence) or registers (for content)."
+    )
+
+
+def _n_inputs(heads: pd.DataFrame) -> int:
+    return int(heads["n_inputs"].max()) if len(heads) else 0
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{_verb(count, '', 's')}"
+
+
+def _verb(count: int, one: str, many: str) -> str:
+    return one if count == 1 else many
+
+
+def _percent(share: float) -> str:
+    return "less than 0.1%" if share < 0.001 else f"{100 * share:.3g}%"
+
+
+def _listed(parts: Sequence[str]) -> str:
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)

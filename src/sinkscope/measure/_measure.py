@@ -1,0 +1,295 @@
+"""One pass of a model over its inputs, written part by part."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sinkscope._errors import CaptureError, InputError, NumericsError
+from sinkscope.artifact import EVENT_COLUMNS, GALLERY_SIZE, SAMPLED_COLUMNS, GalleryItem, Run
+from sinkscope.capture import AttentionCall, Calls, Coverage, Gap, Projection, capture
+from sinkscope.measure._sampling import attend_sampled, sample_queries
+from sinkscope.measure._statistics import CallStatistics, measure_call
+from sinkscope.measure._table import part_content
+from sinkscope.measure._writes import WriteGeometry, write_geometry
+from sinkscope.models import Batch, Inputs, Model
+
+
+@dataclass(frozen=True)
+class MeasureOptions:
+    """How to measure.
+
+    - `queries`: number of sampled queries, None for all of them (exact).
+    - `seed`: of the sample; batch k draws with seed + k, whoever measures it.
+    - `rank`, `world`: this process measures the batches k with k % world == rank.
+    """
+
+    queries: int | None = None
+    seed: int = 0
+    rank: int = 0
+    world: int = 1
+
+
+@dataclass
+class _Layer:
+    """What does not change from batch to batch."""
+
+    module: str
+    route: str
+    heads: int
+    head_dim: int
+    projection: Projection | None
+    projection_gap: str | None
+    geometry: WriteGeometry | None
+
+
+@dataclass
+class _Pass:
+    """The batch at hand and what is known of the layers."""
+
+    options: MeasureOptions
+    layers: dict[int, _Layer] = field(default_factory=dict)
+    gaps: dict[str, str] = field(default_factory=dict)
+    batch: Batch | None = None
+    valid: Tensor | None = None
+    tokens: int = 0
+    statistics: dict[int, CallStatistics] = field(default_factory=dict)
+
+    def begin(self, batch: Batch) -> None:
+        self.batch, self.valid, self.tokens = batch, batch.valid, 0
+        self.statistics = {}
+
+    def on_call(self, call: AttentionCall) -> None:
+        """Measure a call and let go of it."""
+        assert self.batch is not None
+        reason = _gap(call, self.batch)
+        if reason is not None:
+            self.gaps[call.module] = reason
+            return
+        if self.valid is None:
+            self.valid = torch.ones(call.shape[0], call.shape[2], dtype=torch.bool)
+        self.valid = self.valid.to(call.out.device)
+        self.tokens = call.shape[2]
+        layer = self._layer(call)
+        statistics = measure_call(call, self.valid, layer.geometry, self._attend())
+        _require_finite(call, statistics, self.batch)
+        self.statistics[call.layer] = statistics
+
+    def _attend(self) -> Callable[..., Any] | None:
+        if self.options.queries is None:
+            return None
+        assert self.valid is not None and self.batch is not None
+        sample = sample_queries(self.valid, self.options.queries, self.options.seed + self.batch.index)
+        return lambda call, seen: attend_sampled(call, seen, sample)
+
+    def _layer(self, call: AttentionCall) -> _Layer:
+        known = self.layers.get(call.layer)
+        if known is None:
+            dtype = torch.promote_types(call.v.dtype, torch.float32)
+            projection = call.projection
+            known = _Layer(
+                call.module,
+                call.route,
+                call.shape[1],
+                call.v.shape[3],
+                projection,
+                call.projection_gap if projection is None else None,
+                None if projection is None else write_geometry(projection, call.shape[1], dtype),
+            )
+            self.layers[call.layer] = known
+        return known
+
+
+def measure(
+    model: Model,
+    inputs: Inputs,
+    run: Run,
+    options: MeasureOptions,
+    on_batch: Callable[[Batch], None] | None = None,
+) -> None:
+    """Measure every batch that has no part yet, and write its part.
+
+    The model's own forward runs; statistics of a call are computed when its block has finished and its tensors are let
+    go, so memory is linear in tokens.
+
+    **Raises:**
+
+    - `CaptureError`: no attention found, or none that can be measured.
+    - `NumericsError`: NaN or infinite activations; names the layer.
+    - `InputError`, `ResourceError`, `ArtifactError`: from reading, running and writing.
+    """
+    state = _Pass(options)
+    done = run.done()
+    unusable: list[Batch] = []
+    with capture(model.module, state.on_call) as calls:
+        for batch in inputs.batches(skip=done, rank=options.rank, world=options.world):
+            began = time.perf_counter()
+            state.begin(batch)
+            if not batch.names:
+                unusable.append(batch)
+                continue
+            model.run(batch)
+            _require_layers(state, calls)
+            run.record_capture(_coverage(state, calls.coverage), _gram(state.layers))
+            _write(run, batch, state, time.perf_counter() - began)
+            if on_batch is not None:
+                on_batch(batch)
+    for batch in unusable:
+        _write_empty(run, batch, state.layers)
+
+
+def _write(run: Run, batch: Batch, state: _Pass, seconds: float) -> None:
+    events, vectors = part_content(batch, state.statistics, state.tokens)
+    lengths = state.valid.sum(1) if state.valid is not None else torch.zeros(1)
+    for row, name in enumerate(batch.names):
+        if row < GALLERY_SIZE and batch.index < GALLERY_SIZE:
+            # later batches keep theirs too: the first ones may be small
+            run.write_gallery(batch.index * 1000 + row, _gallery_item(batch, row, name, state), _picture(batch, row))
+    run.write_part(
+        batch.index,
+        events,
+        vectors,
+        n_tokens=(int(lengths.min()), int(lengths.max())),
+        bad_inputs=batch.bad,
+        seconds=seconds,
+    )
+
+
+def _write_empty(run: Run, batch: Batch, layers: Mapping[int, _Layer]) -> None:
+    """The part of a batch in which every input was bad, so that no number is missing."""
+    if not layers:
+        raise InputError(
+            f"none of the {len(batch.bad)} inputs of batch {batch.index} can be read",
+            "at least one good input",
+            "look at the files it names, or run on other inputs",
+        )
+    heads = max(layer.heads for layer in layers.values())
+    dim = max(layer.head_dim for layer in layers.values())
+    events: dict[str, list[Any]] = {column.name: [] for column in EVENT_COLUMNS}
+    if run.sampled:
+        events |= {column.name: [] for column in SAMPLED_COLUMNS}
+    vectors = {
+        "energy": np.zeros((0, max(layers) + 1, heads, 4)),
+        "rows": np.zeros((0, 3)),
+        "sink_value": np.zeros((0, dim)),
+        "sink_energy": np.zeros(0),
+        "ordinary_energy": np.zeros(0),
+    }
+    run.write_part(batch.index, events, vectors, bad_inputs=batch.bad)
+
+
+def _gap(call: AttentionCall, batch: Batch) -> str | None:
+    """Why a captured call is not measured, None when it is."""
+    if call.kind == "cross":
+        return "cross attention: captured, but its keys are not the tokens of the input"
+    if call.kind == "decode":
+        return "incremental decoding: its keys come from a cache"
+    if call.shape[0] != len(batch.names):
+        return f"windowed attention: {call.shape[0]} windows for {len(batch.names)} inputs"
+    if batch.valid is not None and batch.valid.shape[1] != call.shape[2]:
+        return f"self-attention over {call.shape[2]} tokens where the input has {batch.valid.shape[1]}"
+    return None
+
+
+def _require_layers(state: _Pass, calls: Calls) -> None:
+    if state.statistics:
+        return
+    calls.coverage.require()
+    reasons = sorted(set(state.gaps.values()))
+    raise CaptureError(
+        f"attention found and captured, but none of it can be measured ({'; '.join(reasons)})",
+        "self-attention over the tokens of one input",
+        "use sinkscope.capture(module) to work with these calls from Python",
+    )
+
+
+def _require_finite(call: AttentionCall, statistics: CallStatistics, batch: Batch) -> None:
+    """NaN or infinity anywhere in queries, keys, values or the block's input shows in one of these."""
+    for what, values in (
+        ("attention weights", statistics.entropy),
+        ("values", statistics.energy[..., 0]),
+        ("block input", statistics.hidden_norm_median if call.hidden_norms is not None else None),
+    ):
+        if values is None or bool(torch.isfinite(values).all()):
+            continue
+        row = int((~torch.isfinite(values)).flatten(1).any(1).nonzero()[0])
+        raise NumericsError(
+            f"NaN or infinite {what} in layer {call.layer} ({call.module}) on input {batch.names[row]}",
+            "finite activations",
+            "run with --dtype float32 (half precision overflows), or check the weights and this input",
+        )
+
+
+def _coverage(state: _Pass, coverage: Coverage) -> dict[str, Any]:
+    layers = [
+        {
+            "layer": number,
+            "module": layer.module,
+            "route": layer.route,
+            "heads": layer.heads,
+            "head_dim": layer.head_dim,
+            "projection": None if layer.projection is None else layer.projection.name or "unnamed",
+            "projection_gap": layer.projection_gap,
+            "layer_scale": layer.projection is not None and layer.projection.layer_scale is not None,
+        }
+        for number, layer in sorted(state.layers.items())
+    ]
+    measured = [Gap(module, reason) for module, reason in state.gaps.items()]
+    found = sum(layer["projection"] is not None for layer in layers)
+    line = f"{coverage.line}; measured {len(layers)} self-attention layers, output projection found in {found}"
+    if measured:
+        line += f"; {len(measured)} captured modules not measured"
+    return {
+        "attention_modules": coverage.found,
+        "captured_modules": coverage.captured,
+        "calls": len(layers),
+        "layers": layers,
+        "gaps": [{"module": gap.module, "reason": gap.reason} for gap in (*coverage.gaps, *measured)],
+        "line": line,
+    }
+
+
+def _gram(layers: Mapping[int, _Layer]) -> np.ndarray | None:
+    if all(layer.geometry is None for layer in layers.values()):
+        return None
+    heads = max(layer.heads for layer in layers.values())
+    dim = max(layer.head_dim for layer in layers.values())
+    gram = np.full((max(layers) + 1, heads, dim, dim), np.nan, np.float32)
+    for number, layer in layers.items():
+        if layer.geometry is not None:
+            own = layer.geometry.gram.float().cpu().numpy()
+            gram[number, : layer.heads] = 0
+            gram[number, : layer.heads, : layer.head_dim, : layer.head_dim] = own
+    return gram
+
+
+def _gallery_item(batch: Batch, row: int, name: str, state: _Pass) -> GalleryItem:
+    layout = batch.layouts[row] if row < len(batch.layouts) else None
+    if layout is not None and len(layout) != state.tokens:
+        layout = None
+    heads = max(statistics.received.shape[1] for statistics in state.statistics.values())
+    mass = np.zeros((max(state.statistics) + 1, heads, state.tokens), np.float32)
+    for number, statistics in state.statistics.items():
+        received = statistics.received[row].float().cpu().numpy()
+        mass[number, : len(received)] = received
+    grid = [(r, c) for r, c in zip(layout.rows, layout.cols, strict=True) if r is not None and c is not None] if layout else []
+    return GalleryItem(
+        input=name,
+        kind="picture" if _picture(batch, row) is not None else "text" if layout and layout.texts else "none",
+        mass=mass,
+        rows=max(r for r, _ in grid) + 1 if grid else None,
+        cols=max(c for _, c in grid) + 1 if grid else None,
+        prefix=next((i for i, role in enumerate(layout.roles) if role == "patch"), 0) if layout else 0,
+        tokens=layout.texts if layout else None,
+        roles=layout.roles if layout else None,
+    )
+
+
+def _picture(batch: Batch, row: int) -> Any:
+    return batch.pictures[row] if row < len(batch.pictures) else None

@@ -1,0 +1,113 @@
+"""From the statistics of one batch to rows of the event table and the arrays beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from sinkscope.measure._statistics import SINK_MASS, CallStatistics
+from sinkscope.models import Batch, TokenLayout
+
+_PLAIN = (
+    "mass",
+    "routed",
+    "min_mass",
+    "value_ratio",
+    "update_ratio",
+    "stable_rank",
+    "diagonal",
+    "entropy",
+    "entropy_share",
+    "hidden_norm",
+    "hidden_norm_median",
+    "virtual_mass",
+)
+
+Arrays = dict[str, np.ndarray]
+
+
+def part_content(
+    batch: Batch, layers: Mapping[int, CallStatistics], tokens: int
+) -> tuple[dict[str, Any], Arrays]:
+    """Event columns, rows sorted by input, layer and head, and the part's vectors, of one batch.
+
+    `layers` maps a layer's number to its statistics; `tokens` is the length attention sees, against which the layouts
+    are checked: where it differs the token order is not known and roles are null.
+    """
+    inputs, numbers = len(batch.names), sorted(layers)
+    heads = [layers[layer].mass.shape[1] for layer in numbers]
+    of_input = np.concatenate([np.repeat(np.arange(inputs), count) for count in heads])
+    order = np.argsort(of_input, kind="stable")
+    of_input = of_input[order]
+
+    def rows(name: str) -> np.ndarray:
+        parts = [_numpy(layers[layer], name) for layer in numbers]
+        width = max(part.shape[2] for part in parts) if parts[0].ndim == 3 else 0
+        if width:
+            parts = [np.pad(part, ((0, 0), (0, 0), (0, width - part.shape[2]))) for part in parts]
+        return np.concatenate([part.reshape(-1, *part.shape[2:]) for part in parts])[order]
+
+    of_layer = np.concatenate([np.full(inputs * count, layer) for layer, count in zip(numbers, heads, strict=True)])
+    of_head = np.concatenate([np.tile(np.arange(count), inputs) for count in heads])
+    sink = rows("sink")
+    events: dict[str, Any] = {
+        "input": [batch.names[i] for i in of_input],
+        "layer": of_layer[order],
+        "head": of_head[order],
+        "sink": [int(s) if s >= 0 else None for s in sink],
+        **_places(batch.layouts, of_input, sink, tokens),
+        **{name: rows(name) for name in _PLAIN},
+        **_top(rows("top_sinks"), rows("top_masses")),
+    }
+    if all(layers[layer].mass_se is not None for layer in numbers):
+        events["mass_se"] = rows("mass_se")
+    sinks = np.nan_to_num(events["mass"]) >= SINK_MASS
+    where = np.stack([of_input, events["layer"], events["head"]], 1)[sinks].astype(np.int32)
+    return events, {
+        "energy": _energy(layers, numbers, inputs),
+        "rows": where,
+        "sink_value": rows("sink_value")[sinks].astype(np.float32),
+        "sink_energy": rows("sink_energy")[sinks].astype(np.float32),
+        "ordinary_energy": rows("ordinary_energy")[sinks].astype(np.float32),
+    }
+
+
+def _numpy(statistics: CallStatistics, name: str) -> np.ndarray:
+    array: np.ndarray = getattr(statistics, name).cpu().numpy()
+    return array
+
+
+def _top(sinks: np.ndarray, masses: np.ndarray) -> dict[str, Any]:
+    there = [row >= 0 for row in sinks]
+    return {
+        "top_sinks": [row[keep].tolist() for row, keep in zip(sinks, there, strict=True)],
+        "top_masses": [row[keep].tolist() for row, keep in zip(masses, there, strict=True)],
+    }
+
+
+def _places(
+    layouts: tuple[TokenLayout | None, ...], of_input: Int[np.ndarray, " rows"], sink: Int[np.ndarray, " rows"], tokens: int
+) -> dict[str, list[Any]]:
+    roles: list[Any] = []
+    rows: list[int | None] = []
+    cols: list[int | None] = []
+    for i, s in zip(of_input, sink, strict=True):
+        layout = layouts[i] if i < len(layouts) else None
+        known = layout is not None and len(layout) == tokens and s >= 0
+        roles.append(layout.roles[s] if layout is not None and known else None)
+        rows.append(layout.rows[s] if layout is not None and known else None)
+        cols.append(layout.cols[s] if layout is not None and known else None)
+    return {"role": roles, "row": rows, "col": cols}
+
+
+def _energy(layers: Mapping[int, CallStatistics], numbers: list[int], inputs: int) -> np.ndarray:
+    """(inputs, layers, heads, 4), NaN for layers that were not measured and heads a layer does not have."""
+    shape = (inputs, max(numbers) + 1, max(layers[layer].mass.shape[1] for layer in numbers), 4)
+    energy = np.full(shape, np.nan, np.float32)
+    for layer in numbers:
+        values = _numpy(layers[layer], "energy")
+        energy[:, layer, : values.shape[1]] = values
+    return energy
