@@ -44,7 +44,8 @@ def zoo_table() -> str:
 def command_line() -> str:
     command = typer.main.get_command(app)
     text = typer.cli.get_docs_for_click(obj=command, ctx=typer.Context(command), name="sinkscope")
-    return text.removeprefix("# `sinkscope`")
+    text = text.removeprefix("# `sinkscope`")
+    return re.sub(r"\*\*Commands\*\*:\n\n(\* .*\n)+", "", text)  # cut short by typer; the sections below say it whole
 
 
 MARKS: dict[str, Callable[[], str]] = {

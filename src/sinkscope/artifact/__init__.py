@@ -1,6 +1,7 @@
 """The artifact: the folder that holds what a run has found, written part by part, readable without sinkscope."""
 
 from ._artifact import Artifact as Artifact, open_artifact as open_artifact
+from ._files import replacing as replacing, write_text as write_text
 from ._gallery import GALLERY_SIZE as GALLERY_SIZE, GalleryItem as GalleryItem
 from ._manifest import Manifest as Manifest, ModelInfo as ModelInfo, build_manifest as build_manifest
 from ._run import Run as Run, attach_run as attach_run, open_run as open_run

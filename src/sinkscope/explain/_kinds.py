@@ -31,12 +31,14 @@ def kinds(
 ) -> np.ndarray:
     """`dead`, `sink`, `uniform`, `diagonal` or `none` per head: the first that holds, in this order. The last two
     arguments are medians over inputs."""
-    tests = [dead, sink_rate >= SINK_RATE, entropy_share >= UNIFORM_ENTROPY_SHARE, diagonal >= DIAGONAL]
+    # Medians are compared in the precision of what they are medians of.
+    uniform = entropy_share.astype(np.float32) >= np.float32(UNIFORM_ENTROPY_SHARE)
+    tests = [dead, sink_rate >= SINK_RATE, uniform, diagonal.astype(np.float32) >= np.float32(DIAGONAL)]
     return np.select(tests, ["dead", "sink", "uniform", "diagonal"], "none")
 
 
 def dead_heads(
-    energy: Float[np.ndarray, "inputs layers heads 4"],
+    energy: Float[np.ndarray, "inputs layers heads_per_layer 4"],
     layer: Int[np.ndarray, " heads"],
     head: Int[np.ndarray, " heads"],
 ) -> np.ndarray:
@@ -44,8 +46,8 @@ def dead_heads(
     median over heads of (the median over inputs of) mean_j |u_j|. A layer with a single head is compared with the
     layers instead. Where the projection is not known, mean_j |v_j| stands for both.
 
-    A layer in which most heads are dead has no living head to compare with: none of its heads is called dead unless
-    all their writes are exactly 0.
+    In a layer where most heads are dead the median is one of a dead head, so that they may pass for living; where all
+    writes are exactly 0 all heads are dead.
 
     **Arguments:**
 
@@ -63,5 +65,5 @@ def dead_heads(
         peers = (layer == layer[place]) & (projected == projected[place])
         if np.count_nonzero(layer == layer[place]) == 1:
             peers = projected == projected[place]
-        dead[place] = largest[place] <= DEAD_RATIO * np.median(mean[peers])
+        dead[place] = np.float32(largest[place]) <= np.float32(DEAD_RATIO * np.median(mean[peers]))
     return dead

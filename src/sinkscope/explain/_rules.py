@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
 
 from .._errors import OptionError
 from ..artifact import EVENT_COLUMNS
 
-Operator = Literal["<=", "<", ">=", ">"]
+OPERATORS = ("<=", "<", ">=", ">")
 
 DERIVED_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "column_excess": ("input", "layer", "mass", "virtual_mass", "entropy", "entropy_share"),
@@ -33,7 +32,7 @@ class Condition:
     """
 
     column: str
-    operator: Operator
+    operator: str
     threshold: float
 
     def __post_init__(self) -> None:
@@ -42,7 +41,7 @@ class Condition:
             raise OptionError(
                 f"a rule names the column {self.column}", f"one of {', '.join(names)}", "correct the rule"
             )
-        if self.operator not in get_args(Operator):
+        if self.operator not in OPERATORS:
             raise OptionError(f"a rule has the operator {self.operator}", "<=, <, >= or >", "correct the rule")
         if self.threshold != self.threshold:
             raise OptionError(f"a rule compares {self.column} with nan", "a number", "correct the rule")
@@ -124,7 +123,7 @@ def _parse_one(text: str) -> Condition:
     match = _CONDITION.match(text)
     try:
         if match:
-            return Condition(match[1], cast(Operator, match[2]), float(match[3]))
+            return Condition(match[1], match[2], float(match[3]))
     except ValueError:
         pass
     raise OptionError(

@@ -38,7 +38,7 @@ def _where(manifest: Mapping[str, Any], heads: pd.DataFrame, sinks: pd.DataFrame
         f"mass >= {SINK_MASS} on one token for at least {_percent(SINK_RATE)} of {_number(_n_inputs(heads), 'input')}"
     )
     if sinks.empty:
-        text = f"No head of {reference} is a sink head ({test}) among {n_heads}"
+        text = f"No head of {reference} is a sink head ({test}; {n_heads} measured)"
     else:
         verb = "is a sink head" if len(sinks) == 1 else "are sink heads"
         text = f"{len(sinks):,} of {n_heads} of {reference} {verb} ({test}): {_listed(_roles(sinks))}"
@@ -91,18 +91,20 @@ def _looks(manifest: Mapping[str, Any], heads: pd.DataFrame) -> str:
     told = [f"{count:,} {_verb(count, 'looks', 'look')} {likes[name]}" for name, count in counts.items() if count]
     unknown = n_events - sum(counts.values())
     if unknown:
-        told.append(f"{unknown:,} cannot be told, as no output projection was found")
+        told.append(
+            f"{unknown:,} {_verb(unknown, 'is', 'are')} of unknown class, since values the rule needs are missing"
+        )
     return f"{text}: {_listed(told)}{alikes}."
 
 
 def _alikes(heads: pd.DataFrame) -> str:
-    counts = heads["kind"].value_counts()
+    counts = heads["kind"].value_counts().to_dict()
     found = [
-        f"{_number(int(counts[kind]), 'head')} {_verb(counts[kind], *verbs)}"
+        f"{_number(counts[kind], 'head')} {_verb(counts[kind], *verbs)}"
         for kind, verbs in _LOOK_ALIKES.items()
         if kind in counts
     ]
-    return f"; {_listed(found)}, which is no sink" if found else ""
+    return f"; not sinks, though they can look alike: {_listed(found)}" if found else ""
 
 
 def _writes(heads: pd.DataFrame, sinks: pd.DataFrame) -> str:
@@ -128,7 +130,7 @@ def _writes(heads: pd.DataFrame, sinks: pd.DataFrame) -> str:
         ("mostly writes one constant vector", "mostly write one constant vector"),
         ("mostly writes what is in the input", "mostly write what is in the input"),
     ]
-    counts = np.bincount(largest, minlength=len(says))
+    counts = np.bincount(largest, minlength=len(says)).tolist()
     told = [f"{count:,} {_verb(count, *verbs)}" for count, verbs in zip(counts, says, strict=True) if count]
     return (
         f"Of {_number(len(shares), 'sink head')} whose write could be measured, {_listed(told)}; these are signatures, "

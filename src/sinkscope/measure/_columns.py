@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sinkscope.capture import AttentionCall
-from sinkscope.measure import _native
+from sinkscope.measure import _kernels
 
 _BLOCK_ELEMENTS = 1 << 21
 
@@ -28,8 +28,8 @@ def column_sums(
         return _from_weights(call.weights, queries, call.shape[3] - call.virtual_keys)
     q, k, lse, mask = fused_arguments(call)
     lse = lse.masked_fill(~queries[:, None, :], torch.inf)
-    if _native.available(q, k, lse, mask):
-        return _native.columns(q, k, lse, mask, call.scale, call.causal)
+    if _kernels.available(q, k, lse, mask):
+        return _kernels.columns(q, k, lse, mask, call.scale, call.causal)
     return _blockwise(q, k, lse, mask, call.scale, call.causal)
 
 

@@ -148,9 +148,9 @@ def _write(run: Run, batch: Batch, state: _Pass, seconds: float) -> None:
     events, vectors = part_content(batch, state.statistics, state.tokens)
     lengths = state.valid.sum(1) if state.valid is not None else torch.zeros(1)
     for row, name in enumerate(batch.names):
-        if row < GALLERY_SIZE and batch.index < GALLERY_SIZE:
-            # later batches keep theirs too: the first ones may be small
-            run.write_gallery(batch.index * 1000 + row, _gallery_item(batch, row, name, state), _picture(batch, row))
+        number = batch.index * max(run.manifest["options"]["batch_size"], len(batch.names)) + row
+        if number < GALLERY_SIZE:
+            run.write_gallery(number, _gallery_item(batch, row, name, state), _picture(batch, row))
     run.write_part(
         batch.index,
         events,

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sinkscope.capture import AttentionCall, Projection
-from sinkscope.measure import _native
+from sinkscope.measure import _kernels
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ def write_norms(
     v: Float[Tensor, "batch kv_heads tokens dim"], geometry: WriteGeometry
 ) -> Float[Tensor, "batch heads tokens"]:
     """|u_j| of every token and query head."""
-    if _native.available(v, geometry.factor):
-        return _native.norms(v, geometry.factor)
+    if _kernels.available(v, geometry.factor):
+        return _kernels.norms(v, geometry.factor)
     heads = geometry.factor.shape[0]
     return torch.linalg.vector_norm(v.repeat_interleave(heads // v.shape[1], 1) @ geometry.factor.mT, dim=-1)
 
@@ -55,15 +55,15 @@ def stable_rank(
     The eigenvalues of U^T U are those of R (O^T O) R^T, a d x d matrix.
     """
     out = call.out.to(geometry.factor.dtype)
-    if _native.available(out):
-        gram = _native.gram(out, queries)
+    if _kernels.available(out):
+        gram = _kernels.gram(out, queries)
     else:
         kept = out * queries[:, None, :, None]
         gram = kept.mT @ kept
     inner = geometry.factor @ gram @ geometry.factor.mT
     energy = inner.diagonal(dim1=-2, dim2=-1).sum(-1)
-    if _native.available(inner):
-        top = _native.top_eigenvalue(inner)
+    if _kernels.available(inner):
+        top = _kernels.top_eigenvalue(inner)
     else:
         top = torch.linalg.eigvalsh(inner)[..., -1]
     return energy / top, energy

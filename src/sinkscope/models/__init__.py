@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from sinkscope.models._inputs import make_inputs as make_inputs
     from sinkscope.models._load import load as load
     from sinkscope.models._model import Model as Model
-    from sinkscope.models._reference import SCHEMES as SCHEMES
     from sinkscope.models._types import (
         Batch as Batch,
         Inputs as Inputs,
@@ -28,7 +27,6 @@ _HOMES = {
     "Modality": "_types",
     "Model": "_model",
     "Role": "_types",
-    "SCHEMES": "_reference",
     "TokenLayout": "_types",
     "ZooModel": "_zoo",
     "load": "_load",
@@ -37,7 +35,6 @@ _HOMES = {
 }
 
 __all__ = [
-    "SCHEMES",
     "Batch",
     "Inputs",
     "Modality",

@@ -5,23 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
+import torch
 from torch import nn
 
-from sinkscope._errors import MissingExtraError, ModelReferenceError, OptionError, WeightsError
+from sinkscope._errors import MissingExtraError, ModelReferenceError, OptionError, ResourceError, WeightsError
 from sinkscope.models._hf_pictures import hf_pictures
 from sinkscope.models._hf_text import hf_text
 from sinkscope.models._hub import hub_answers, unreachable
-from sinkscope.models._model import Model
+from sinkscope.models._model import Model, wrong_modality
 from sinkscope.models._placement import Placement, seeded
 from sinkscope.models._quiet import quiet
 from sinkscope.models._reference import Reference
 from sinkscope.models._types import Modality, Preparation
 from sinkscope.models._weights import check_folder, corrupt_error, first_line
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
 
 _CAPTURABLE = ("sdpa", "eager")
 
@@ -61,11 +59,7 @@ def load_hf(reference: Reference, modality: Modality | None, placement: Placemen
             module, notes = _random(plan, placement, seed)
     found = hf_modality(module)
     if modality is not None and modality != found:
-        raise OptionError(
-            f"modality '{modality}' for {reference.text}, a {type(module).__name__}",
-            f"'{found}', which is what it takes",
-            "leave modality out, or load another model",
-        )
+        raise wrong_modality(modality, found, f"{reference.text}, a {type(module).__name__}")
     device = placement.device if placement.device_map is None and placement.tp_plan is None else str(module.device)
     prepare = hf_preparation(source, module, placement.trust_remote_code)
     return Model(reference.text, module, found, device, (*plan.notes, *notes, *heard), prepare)
@@ -79,7 +73,7 @@ def hf_preparation(source: str, module: nn.Module, trust_remote_code: bool = Fal
     )
 
 
-def hf_modality(module: nn.Module) -> Modality:
+def hf_modality(module: Any) -> Modality:
     """What a transformers model takes, by the name of its main input; a dual encoder as a whole is unknown."""
     config = module.config
     if hasattr(config, "vision_config") and hasattr(config, "text_config") and not module.can_generate():
@@ -88,7 +82,7 @@ def hf_modality(module: nn.Module) -> Modality:
     return known.get(str(module.main_input_name), "unknown")
 
 
-def _config(source: str, reference: str, trust_remote_code: bool) -> PreTrainedConfig:
+def _config(source: str, reference: str, trust_remote_code: bool) -> Any:
     from transformers import AutoConfig
 
     local = Path(source).is_dir()
@@ -129,10 +123,11 @@ def _plan(config: Any, modality: Modality | None, reference: str, trusted: bool)
     """Which class to build: the one config.json names, or one tower of a dual encoder."""
     import transformers
 
-    name = next(iter(config.architectures or ()), None)
-    if name is None and type(config) in transformers.MODEL_MAPPING:
-        name = transformers.MODEL_MAPPING[type(config)].__name__
-    base = (name or "").removesuffix("Model")
+    names = list(config.architectures or ())
+    if not names and type(config) in transformers.MODEL_MAPPING:
+        names = [cast(Any, transformers.MODEL_MAPPING)[type(config)].__name__]
+    name = names[0] if names else ""
+    base = name.removesuffix("Model")
     towers = {tower: getattr(transformers, f"{base}{tower.capitalize()}Model", None) for tower in ("vision", "text")}
     if name == f"{base}Model" and all(towers.values()) and hasattr(config, "vision_config"):
         if modality == "unknown":
@@ -140,12 +135,13 @@ def _plan(config: Any, modality: Modality | None, reference: str, trusted: bool)
         note = f"{name} has two towers: this is the vision one, modality='text' takes the other"
         tower = modality or "vision"
         return _Plan(towers[tower], getattr(config, f"{tower}_config"), True, () if modality else (note,))
-    if hasattr(transformers, name or ""):
+    if name and hasattr(transformers, name):
         return _Plan(getattr(transformers, name), config)
     remote = next((key for key in getattr(config, "auto_map", None) or {} if key.startswith("AutoModel")), None)
     if trusted and remote:
         return _Plan(getattr(transformers, remote), config)
-    note = f"architecture {name} is not in transformers: its base model is loaded"
+    found = f"architecture {name} is not in transformers" if name else "config.json names no architecture"
+    note = f"{found}: the base model of its type is loaded, without a head"
     return _Plan(transformers.AutoModel, config, notes=(note,))
 
 
@@ -197,11 +193,7 @@ def _pretrained(plan: _Plan, source: str, reference: str, placement: Placement) 
     except SafetensorError as error:
         raise corrupt_error(source, error) from None
     except ImportError as error:
-        raise MissingExtraError(
-            f"{reference} needs a package that is missing ({first_line(error)})",
-            "that package next to transformers",
-            "pip install accelerate" if "accelerate" in str(error) else "install it and run again",
-        ) from None
+        raise _missing_package(reference, error) from None
     except OSError as error:
         if "safetensors" not in str(error):
             raise unreachable(reference, source) from None
@@ -210,7 +202,19 @@ def _pretrained(plan: _Plan, source: str, reference: str, placement: Placement) 
             "model.safetensors, because reading a pickle can run any code",
             "take a model with safetensors weights, or convert these and give the folder",
         ) from None
+    except torch.OutOfMemoryError:
+        raise ResourceError(
+            f"memory ran out while loading {reference}", "room for its weights", "--dtype bfloat16, or another device"
+        ) from None
+    except RuntimeError as error:
+        raise WeightsError(
+            f"weights of {reference} that do not load ({first_line(error)})",
+            "weights and config.json of the same model",
+            "fetch both again",
+        ) from None
     except ValueError as error:
+        if "requires `accelerate`" in str(error):
+            raise _missing_package(reference, error) from None
         raise ModelReferenceError(
             f"{reference} does not load ({first_line(error)})",
             "a model that transformers can build from its config.json",
@@ -218,6 +222,14 @@ def _pretrained(plan: _Plan, source: str, reference: str, placement: Placement) 
         ) from None
     notes += _loading_notes(module, info, reference, plan.tower)
     return module if placement.spread else module.to(placement.device), notes
+
+
+def _missing_package(reference: str, error: Exception) -> MissingExtraError:
+    return MissingExtraError(
+        f"{reference} needs a package that is missing ({first_line(error)})",
+        "that package next to transformers",
+        "pip install accelerate" if "accelerate" in str(error) else "install it and run again",
+    )
 
 
 def _loading_notes(module: Any, info: Any, reference: str, tower: bool) -> list[str]:

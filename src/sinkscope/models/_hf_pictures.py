@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
 from sinkscope._errors import InputError
+from sinkscope.models._hub import hub_answers
 from sinkscope.models._pictures import picture_of
 from sinkscope.models._quiet import quiet
 from sinkscope.models._types import PictureTransform
@@ -24,9 +26,12 @@ def hf_pictures(source: str, trust_remote_code: bool, size: int | None) -> Pictu
     """
     from transformers import AutoImageProcessor
 
+    offline = not Path(source).is_dir() and not hub_answers()
     try:
         with quiet():
-            processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=trust_remote_code)
+            processor = cast(Any, AutoImageProcessor).from_pretrained(
+                source, trust_remote_code=trust_remote_code, local_files_only=offline
+            )
     except Exception as error:
         # Missing, unreadable and unknown processors raise OSError, ValueError, KeyError and ImportError.
         raise InputError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from sinkscope._errors import InputError
+from sinkscope.models._hub import hub_answers
 from sinkscope.models._quiet import quiet
 from sinkscope.models._tokens import TokenTable, affixes
 from sinkscope.models._types import Role, TextBatch, TokenLayout
@@ -99,9 +101,12 @@ def hf_text(source: str, module: nn.Module, trust_remote_code: bool) -> HFText:
     """The tokenizer saved beside the model. Raises `InputError` if there is none that can be used."""
     from transformers import AutoTokenizer
 
+    offline = not Path(source).is_dir() and not hub_answers()
     try:
         with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+            tokenizer = AutoTokenizer.from_pretrained(
+                source, trust_remote_code=trust_remote_code, local_files_only=offline
+            )
     except Exception as error:
         # Missing, unreadable and unknown tokenizers raise OSError, ValueError, KeyError, TypeError and ImportError.
         raise InputError(

@@ -8,7 +8,7 @@ from torch import nn
 
 from sinkscope._errors import ModelReferenceError, OptionError
 from sinkscope.models._hf import hf_modality, hf_preparation, load_hf
-from sinkscope.models._model import Model
+from sinkscope.models._model import Model, wrong_modality
 from sinkscope.models._open_clip import load_open_clip, open_clip_preparation
 from sinkscope.models._placement import Placement
 from sinkscope.models._reference import Reference, parse_reference
@@ -22,7 +22,7 @@ def load(
     reference: str | nn.Module,
     *,
     modality: Modality | None = None,
-    device: str | None = None,
+    device: str = "cpu",
     dtype: str | None = None,
     device_map: Any = None,
     tp_plan: Any = None,
@@ -42,7 +42,7 @@ def load(
       Options stand behind a question mark: `?pretrained=false` builds with random weights, drawn from `seed` (0).
     - `modality`: "vision" or "text" picks a tower of CLIP, SigLIP and other dual encoders (vision by default); for a
       module whose kind is unknown it says what it takes.
-    - `device`: where the model goes, by default "cpu"; a module stays where it is.
+    - `device`: where the model goes; a module stays where it is.
     - `dtype`: "float64", "float32", "bfloat16" or "float16"; by default the checkpoint's own.
     - `device_map`, `tp_plan`: passed on to transformers, for models too large for one device.
     - `trust_remote_code`: run Python code that comes with the weights.
@@ -53,12 +53,12 @@ def load(
     **Raises:** `ModelReferenceError`, `WeightsError`, `MissingExtraError`, `OptionError`, each with the next step.
     """
     if isinstance(reference, nn.Module):
-        if device is not None or dtype is not None or device_map is not None or tp_plan is not None:
+        if dtype is not None or device_map is not None or tp_plan is not None:
             raise OptionError(
-                "device, dtype, device_map or tp_plan with a module", "a module where and as it should be", "module.to(...)"
+                "dtype, device_map or tp_plan with a module", "a module as it should be", "module.to(dtype=...)"
             )
-        return _module(reference, modality)
-    placement = Placement(device or "cpu", dtype, device_map, tp_plan, trust_remote_code)
+        return _module(reference, modality, device)
+    placement = Placement(device, dtype, device_map, tp_plan, trust_remote_code)
     parsed = parse_reference(reference)
     if parsed.scheme == "timm":
         return load_timm(parsed, modality, placement)
@@ -73,7 +73,10 @@ def load(
     return load_hf(parsed, modality, placement)
 
 
-def _module(module: nn.Module, modality: Modality | None) -> Model:
+def _module(module: nn.Module, modality: Modality | None, device: str) -> Model:
+    where = next((str(p.device) for p in module.parameters()), "cpu")
+    if device not in ("cpu", where):
+        raise OptionError(f"device '{device}' with a module on {where}", f"'{where}'", f"module.to('{device}') first")
     found: Modality = "unknown"
     prepare = Preparation()
     if hasattr(module, "config") and hasattr(module, "main_input_name"):
@@ -87,8 +90,5 @@ def _module(module: nn.Module, modality: Modality | None) -> Model:
     elif vision_tokens(module) is not None:
         found = "vision"
     if modality is not None and found not in (modality, "unknown"):
-        raise OptionError(
-            f"modality '{modality}' for a {type(module).__name__}", f"'{found}', which is what it takes", "leave it out"
-        )
-    device = next((str(p.device) for p in module.parameters()), "cpu")
-    return Model(f"module:{type(module).__name__}", module, modality or found, device, prepare=prepare)
+        raise wrong_modality(modality, found, f"a {type(module).__name__}")
+    return Model(f"module:{type(module).__name__}", module, modality or found, where, prepare=prepare)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sinkscope._errors import InputError, ResourceError
+from sinkscope._errors import InputError, OptionError, ResourceError
+from sinkscope.models._hash import tensors_sha256
 from sinkscope.models._types import Batch, Modality, Preparation
 
 
@@ -48,17 +48,8 @@ class Model:
 
     def weights_sha256(self) -> str:
         """Hash over the state dict: names in order, dtypes, shapes and bytes. Computed anew at every call."""
-        digest = hashlib.sha256()
         state = self.module.state_dict()
-        for name in sorted(state):
-            tensor = state[name]
-            if not isinstance(tensor, Tensor):
-                digest.update(f"{name} {tensor!r}\n".encode())
-                continue
-            whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-            digest.update(f"{name} {whole.dtype} {tuple(whole.shape)}\n".encode())
-            digest.update(whole.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-        return digest.hexdigest()
+        return tensors_sha256({name: value for name, value in state.items() if isinstance(value, Tensor)})
 
     def run(self, batch: Batch) -> Any:
         """One forward pass of the module, in evaluation mode, without gradients; returns what the module returns.
@@ -144,6 +135,15 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part in training:
             part.training = True
+
+
+def wrong_modality(asked: Modality, found: Modality, what: str) -> OptionError:
+    """Pictures were announced for a text model, or the other way round."""
+    return OptionError(
+        f"{asked} inputs for {what}",
+        f"{found} inputs, which is what it takes",
+        "--text FILE" if found == "text" else "--images FOLDER" if found == "vision" else "its forward's arguments",
+    )
 
 
 def _out_of_memory(reference: str, batch: Batch) -> ResourceError:

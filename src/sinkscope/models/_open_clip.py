@@ -18,7 +18,6 @@ from sinkscope.models._placement import Placement, seeded
 from sinkscope.models._quiet import quiet
 from sinkscope.models._reference import Reference
 from sinkscope.models._types import Modality, PictureTransform, Preparation
-from sinkscope.models._vision_tokens import vision_tokens
 from sinkscope.models._weights import check_safetensors, first_line
 
 
@@ -77,7 +76,7 @@ def open_clip_preparation(visual: nn.Module) -> Preparation:
 
 
 def _weights(open_clip: Any, reference: Reference, pretrained: str, notes: list[str]) -> dict[str, Any]:
-    """Arguments of `create_model` for a tag or a file, with the preprocessing and activation the tag was trained with."""
+    """Arguments of `create_model` for a file or a tag, with the preprocessing and activation of the tag's training."""
     config = open_clip.get_pretrained_cfg(reference.name, pretrained)
     if not config:
         path = Path(pretrained).expanduser()
@@ -144,9 +143,6 @@ def _pictures(visual: Any, size: int | None) -> PictureTransform:
 
     config = PreprocessCfg(**visual.preprocess_cfg)
     if size is not None:
-        tokens = vision_tokens(visual)
-        if tokens is not None:
-            tokens.check(size, size)
         config.size = size
     compose = image_transform_v2(config, is_train=False)
 

@@ -61,7 +61,7 @@ class OpenClipText:
             table = TokenTable(roles, lambda token: str(tokenizer.decode([token])))
             return cls(tokenizer.encode, [start], [end], 0, context, causal, table)
         inner = getattr(tokenizer, "tokenizer", None)
-        if inner is None or getattr(tokenizer, "tokenizer_mode", "") or getattr(tokenizer, "strip_sep_token", False):
+        if not hasattr(tokenizer, "clean_fn") or inner is None or tokenizer.tokenizer_mode or tokenizer.strip_sep_token:
             raise _unusual(name, tokenizer)
         return cls._of_transformers(name, tokenizer, inner, context, causal)
 
@@ -69,10 +69,8 @@ class OpenClipText:
     def _of_transformers(cls, name: str, tokenizer: Any, inner: Any, context: int, causal: bool) -> OpenClipText:
         from sinkscope.models._hf_text import special_roles
 
-        clean = getattr(tokenizer, "clean_fn", str)
-
         def content(text: str) -> list[int]:
-            return list(inner(clean(text), add_special_tokens=False)["input_ids"])
+            return list(inner(tokenizer.clean_fn(text), add_special_tokens=False)["input_ids"])
 
         found = affixes(content("a"), inner("a")["input_ids"])
         if found is None:

@@ -16,7 +16,9 @@ from torch import Tensor
 
 from sinkscope._errors import InputError
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif"})
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif"}
+)
 """Endings of the files that a folder of pictures is taken to consist of; others are ignored and counted."""
 
 # Filters of `warnings` belong to the whole process, so that only one thread at a time may change them.
@@ -25,7 +27,9 @@ _opening = threading.Lock()
 
 def picture_files(folder: Path) -> tuple[list[Path], int]:
     """Pictures of a folder and its subfolders in the order of their relative paths, and the count of other files."""
-    files = sorted((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.relative_to(folder).as_posix())
+    files = sorted(
+        (path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.relative_to(folder).as_posix()
+    )
     pictures = [path for path in files if path.suffix.lower() in SUFFIXES]
     return pictures, len(files) - len(pictures)
 
@@ -52,7 +56,7 @@ def read_picture(source: Path | bytes, name: str) -> Image.Image:
     except Exception as error:
         # A broken file can fail anywhere in the decoder of its format.
         raise InputError(
-            f"{name}, which cannot be read as a picture ({error or type(error).__name__})",
+            f"{name}, which cannot be read as a picture ({str(error) or type(error).__name__})",
             "a whole picture file",
             "replace it, or leave it out with --skip-bad",
         ) from None

@@ -41,10 +41,13 @@ class Placement:
         try:
             kind = torch.device(self.device).type
         except RuntimeError:
-            raise OptionError(f"device '{self.device}'", "a torch device such as cpu or cuda:0", "--device cpu") from None
-        present = {"cpu"} | ({torch.accelerator.current_accelerator().type} if torch.accelerator.is_available() else set())
+            raise OptionError(
+                f"device '{self.device}'", "a torch device such as cpu or cuda:0", "--device cpu"
+            ) from None
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        present = ["cpu"] if accelerator is None else ["cpu", accelerator.type]
         if kind not in present:
-            raise OptionError(f"device '{self.device}'", f"one of {', '.join(sorted(present))}", "--device cpu")
+            raise OptionError(f"device '{self.device}'", f"one of {', '.join(present)}", "--device cpu")
 
     @property
     def torch_dtype(self) -> torch.dtype | None:

@@ -7,6 +7,8 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
 
 
 @contextmanager
@@ -16,16 +18,14 @@ def quiet() -> Iterator[list[str]]:
     Other categories, such as deprecations, concern the libraries' callers and are dropped. Downloads from the hub
     keep their progress bar on a terminal.
     """
-    from huggingface_hub.utils import enable_progress_bars
-    from transformers.utils import logging as bars
-
+    bars: Any = import_module("transformers.utils.logging")
     heard: list[str] = []
     before = logging.root.manager.disable
     shown = bars.is_progress_bar_enabled()
     logging.disable(logging.WARNING)
     bars.disable_progress_bar()
     if sys.stderr.isatty():
-        enable_progress_bars()
+        import_module("huggingface_hub.utils").enable_progress_bars()
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 from urllib.parse import parse_qsl
 
-from sinkscope._errors import ModelReferenceError, WeightsError
+from sinkscope._errors import ModelReferenceError
 from sinkscope.models._weights import PICKLE_SUFFIXES, pickle_error
 
 SCHEMES: Mapping[str, str] = MappingProxyType(
@@ -37,13 +37,13 @@ class Reference:
 def parse_reference(text: str) -> Reference:
     """Splits `SCHEME:NAME[?KEY=VALUE&...]`; a bare path of a folder means `hf:`.
 
-    Raises `ModelReferenceError` for any other form, `WeightsError` for the path of a weight file.
+    Raises `ModelReferenceError` for any other form, `WeightsError` for the path of a pickle.
     """
     scheme, colon, rest = text.partition(":")
     body, _, query = (rest if colon and scheme in SCHEMES else text).partition("?")
+    if not body:
+        raise _unknown_form(text)
     if colon and scheme in SCHEMES:
-        if not body:
-            raise _unknown_form(text)
         return Reference(text, scheme, body, _options(text, query))
     path = Path(body).expanduser()
     if path.is_dir():
@@ -51,7 +51,7 @@ def parse_reference(text: str) -> Reference:
     if path.is_file() and path.suffix in PICKLE_SUFFIXES:
         raise pickle_error(path)
     if path.is_file():
-        raise WeightsError(
+        raise ModelReferenceError(
             f"the file {body} as a model reference",
             "the folder that holds config.json and model.safetensors",
             f"sinkscope diagnose {path.parent} ...",
@@ -66,7 +66,9 @@ def _options(text: str, query: str) -> dict[str, Any]:
         pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=True)
     except ValueError:
         raise ModelReferenceError(
-            f"options '{query}' in the reference {text}", "KEY=VALUE pairs joined by &", "for instance ?pretrained=false"
+            f"options '{query}' in the reference {text}",
+            "KEY=VALUE pairs joined by &",
+            "for instance ?pretrained=false",
         ) from None
     return {key: _literal(value) for key, value in pairs}
 

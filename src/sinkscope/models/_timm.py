@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from sinkscope._errors import InputError, MissingExtraError, ModelReferenceError, OptionError, WeightsError
 from sinkscope.models._hub import hub_weights
-from sinkscope.models._model import Model
+from sinkscope.models._model import Model, wrong_modality
 from sinkscope.models._pictures import picture_of
 from sinkscope.models._placement import Placement, seeded
 from sinkscope.models._quiet import quiet
@@ -29,8 +30,8 @@ def load_timm(reference: Reference, modality: Modality | None, placement: Placem
         raise MissingExtraError(
             f"{reference.text} needs timm, which is not installed", "the timm extra", 'pip install "sinkscope[timm]"'
         ) from None
-    if modality not in (None, "vision"):
-        raise OptionError(f"modality '{modality}' for {reference.text}", "'vision'", "leave modality out")
+    if modality is not None and modality != "vision":
+        raise wrong_modality(modality, "vision", reference.text)
     if placement.spread:
         raise OptionError(f"device_map or tp_plan for {reference.text}", "a model of transformers", "give a device")
     options = dict(reference.options)
@@ -80,9 +81,11 @@ def _hub_file(timm: Any, reference: Reference) -> Path:
     return hub_weights(repository, str(Path(filename).with_suffix(".safetensors")), reference.text)
 
 
-def _create(timm: Any, reference: Reference, options: dict[str, Any], overlay: dict[str, Any] | None) -> nn.Module:
+def _create(timm: Any, reference: Reference, options: dict[str, Any], overlay: dict[str, Any] | None) -> Any:
     try:
-        return timm.create_model(reference.name, pretrained=overlay is not None, pretrained_cfg_overlay=overlay, **options)
+        return timm.create_model(
+            reference.name, pretrained=overlay is not None, pretrained_cfg_overlay=overlay, **options
+        )
     except (TypeError, AssertionError, ValueError) as error:
         raise ModelReferenceError(
             f"options {options or ''} in the reference {reference.text} ({first_line(error)})",
@@ -99,21 +102,20 @@ def _create(timm: Any, reference: Reference, options: dict[str, Any], overlay: d
 
 
 def _pictures(module: nn.Module, size: int | None) -> PictureTransform:
-    from timm.data import create_transform, resolve_data_config
-
-    config = resolve_data_config({}, model=module)
+    data: Any = import_module("timm.data")
+    config = data.resolve_data_config({}, model=module)
+    tokens = vision_tokens(module)
     if size is not None:
-        tokens = vision_tokens(module)
-        if tokens is not None:
-            tokens.check(size, size)
         config = {**config, "input_size": (config["input_size"][0], size, size)}
+    elif tokens is not None and tokens.fixed is not None:  # built for another size than it was trained with
+        config = {**config, "input_size": (config["input_size"][0], *tokens.fixed)}
     if config["input_size"][0] != 3:
         raise InputError(
             f"a timm model of {config['input_size'][0]} channels and pictures of 3",
             "a model of 3 channels",
             "pass tensors that are preprocessed already",
         )
-    compose = create_transform(**config, is_training=False)
+    compose = data.create_transform(**config, is_training=False)
 
     def transform(picture: Image.Image) -> tuple[Float[Tensor, "channels height width"], Image.Image | None]:
         values = compose(picture)

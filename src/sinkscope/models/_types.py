@@ -73,9 +73,7 @@ class Inputs(Protocol):
         ...
 
 
-PictureTransform: TypeAlias = Callable[
-    [Image.Image], tuple[Float[Tensor, "channels height width"], Image.Image | None]
-]
+PictureTransform: TypeAlias = Callable[[Image.Image], tuple[Float[Tensor, "channels height width"], Image.Image | None]]
 """An RGB picture to the model's input, and the picture the model saw before normalisation (None if that has none)."""
 
 

@@ -58,14 +58,19 @@ class VisionTokens:
 
     def layout(self, height: int, width: int) -> TokenLayout | None:
         """Roles of the tokens of a picture of that size in pixels: prefix, then patches row by row."""
-        return None if self.prefix is None else _layout(self.prefix, -(-height // self.patch[0]), -(-width // self.patch[1]))
+        return (
+            None
+            if self.prefix is None
+            else _layout(self.prefix, -(-height // self.patch[0]), -(-width // self.patch[1]))
+        )
 
 
 @lru_cache(maxsize=64)
 def _layout(prefix: tuple[Role, ...], rows: int, cols: int) -> TokenLayout:
     nowhere = (None,) * len(prefix)
+    patches: list[Role] = ["patch"] * (rows * cols)
     return TokenLayout(
-        roles=prefix + ("patch",) * (rows * cols),
+        roles=(*prefix, *patches),
         rows=nowhere + tuple(row for row in range(rows) for _ in range(cols)),
         cols=nowhere + tuple(range(cols)) * rows,
     )
@@ -112,10 +117,12 @@ def _transformers(part: nn.Module, config: Any) -> VisionTokens | None:
 
 def _timm(part: nn.Module) -> VisionTokens | None:
     """Models of timm with a `patch_embed`; the order is known where the tokens found are its `num_prefix_tokens`."""
-    embed = getattr(part, "patch_embed", None)
-    if not isinstance(embed, nn.Module) or not hasattr(embed, "feat_ratio"):
+    embed: Any = getattr(part, "patch_embed", None)
+    if not hasattr(embed, "feat_ratio"):
         return None
-    prefix = _prefix(getattr(part, "cls_token", None), getattr(part, "dist_token", None), getattr(part, "reg_token", None))
+    prefix = _prefix(
+        getattr(part, "cls_token", None), getattr(part, "dist_token", None), getattr(part, "reg_token", None)
+    )
     known = len(prefix) == getattr(part, "num_prefix_tokens", None)
     conv = None if hasattr(embed, "backbone") else getattr(embed, "proj", None)
     return VisionTokens(
@@ -144,8 +151,14 @@ def _torchvision(part: nn.Module) -> VisionTokens | None:
 
 
 def _prefix(cls: Tensor | None, distill: Tensor | None, registers: Tensor | None) -> tuple[Role, ...]:
-    count = 0 if registers is None else registers.shape[1]
-    return (*("cls",) * (cls is not None), *("distill",) * (distill is not None), *("register",) * count)
+    roles: list[Role] = []
+    if cls is not None:
+        roles.append("cls")
+    if distill is not None:
+        roles.append("distill")
+    if registers is not None:
+        roles += ["register"] * registers.shape[1]
+    return tuple(roles)
 
 
 def _pair(value: Any) -> tuple[int, int]:

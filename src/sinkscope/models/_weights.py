@@ -64,7 +64,7 @@ def pickle_error(path: Path) -> WeightsError:
     return WeightsError(
         f"pickled weights {path}",
         "safetensors, because reading a pickle can run any code",
-        "if you trust the file, convert it once: python -c \"import torch, safetensors.torch as s; "
+        'if you trust the file, convert it once: python -c "import torch, safetensors.torch as s; '
         f"s.save_file({{k: v.clone() for k, v in torch.load('{path}', weights_only=True).items()}}, '{target}', "
         "metadata={'format': 'pt'})\"",
     )

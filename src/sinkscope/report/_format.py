@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import pandas as pd
+
 NONE = "–"
 """What stands where there is no value."""
 
@@ -14,17 +16,16 @@ def number(value: Any) -> str:
     if missing(value):
         return NONE
     size = abs(float(value))
+    sign = "−" if value < 0 else ""
     if math.isinf(size):
-        return "∞" if value > 0 else "−∞"
+        return f"{sign}∞"
     if size == 0:
         return "0"
     if size < 0.001:
-        text = f"{value:.1e}".replace("e-0", "e-")
-    elif size >= 99.95:
-        text = f"{value:,.0f}"
-    else:
-        text = f"{value:.{1 if size >= 9.995 else 2 if size >= 0.0995 else 3}f}"
-    return text.replace("-", "−") if "e" not in text else text
+        return sign + f"{size:.1e}".replace("e-0", "e-")
+    if size >= 99.95:
+        return f"{sign}{size:,.0f}"
+    return f"{sign}{size:.{1 if size >= 9.995 else 2 if size >= 0.0995 else 3}f}"
 
 
 def percent(value: Any) -> str:
@@ -53,7 +54,7 @@ def count(n: int, noun: str, plural: str | None = None) -> str:
 
 def missing(value: Any) -> bool:
     """Whether a table cell holds no value: None, NaN or NA."""
-    return value is None or value != value or str(value) == "<NA>"
+    return bool(pd.isna(value))
 
 
 def head_name(layer: int, head: int) -> str:

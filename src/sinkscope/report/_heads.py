@@ -65,9 +65,14 @@ def table_columns() -> tuple[TableColumn, ...]:
         TableColumn("head", "layer and query head", lambda row: head_name(row["layer"], row["head"]), "order", True),
         TableColumn("kind", "what the head is: sink, uniform, diagonal, dead or none", _plain("kind"), "kind", True),
         TableColumn("role", "most frequent role of the sink token", _plain("role"), "role", True),
-        TableColumn("event rate", "share of inputs that are an event under the rule", _share("event_rate"), "event_rate"),
+        TableColumn(
+            "event rate", "share of inputs that are an event under the rule", _share("event_rate"), "event_rate"
+        ),
         TableColumn("sink rate", "share of inputs with mass ≥ 0.3", _share("sink_rate"), "sink_rate"),
-        *(TableColumn(name.replace("_", " "), f"median: {text}", _median(name), f"{name}_median") for name, text in medians),
+        *(
+            TableColumn(name.replace("_", " "), f"median: {text}", _median(name), f"{name}_median")
+            for name, text in medians
+        ),
         *(TableColumn(name, f"events of class {name}", _plain(name), name) for name in ("nop", "broadcast", "other")),
         *(TableColumn(name, f"share: {text}", _share(name), name) for name, text in shares),
     )
@@ -84,7 +89,8 @@ _CARD: tuple[tuple[str, str, Callable[[Any], str], tuple[str, ...]], ...] = (
             "entropy_share", "hidden_norm", "hidden_norm_median", "virtual_mass",
         ),
     ),
-    ("What the sink writes", "", percent, ("silent", "constant", "content", "content_share")),
+    ("What the sink writes, relative to an ordinary token", "", percent,
+     ("silent", "constant", "content", "content_share")),
 )  # fmt: skip
 _UNITS = {"entropy": " nat"}
 

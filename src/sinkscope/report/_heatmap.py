@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 
 from sinkscope.report._data import ReportData
 from sinkscope.report._figure import Drawing, FigureSpec, Mark, new_figure
 from sinkscope.report._format import count, head_name, percent
+from sinkscope.report._heads import Row, records
 from sinkscope.report._style import EMPTY, INK, MUTED, Layout
 
 _MEANING = {"event_rate": "share of inputs that are an event", "sink_rate": "share of inputs with mass ≥ 0.3"}
-_MARGIN = 52
+_MARGIN, _LEAST_WIDTH = 52, 260
 _COLOURS = "Blues"
 
 
@@ -23,15 +23,16 @@ def _draw(measure: str, data: ReportData, layout: Layout) -> Drawing:
     from matplotlib.cm import ScalarMappable
     from matplotlib.collections import PolyCollection
     from matplotlib.colors import to_rgba
-    from matplotlib.ticker import MaxNLocator, PercentFormatter
+    from matplotlib.ticker import PercentFormatter
 
     heads = data.heads
     n_heads, n_layers = int(heads["head"].max()) + 1, int(heads["layer"].max()) + 1
     cell_width = min(34.0, (layout.width - _MARGIN) / n_heads, max((400 - _MARGIN) / n_heads, 11.0))
     cell_height = min(30.0, max(520 / n_layers, 9.0), 2.0 * cell_width + 6)
-    width = max(240, math.ceil(_MARGIN + n_heads * cell_width))
-    figure = new_figure(Layout(layout.name, width), 104 + n_layers * cell_height)
-    axes = figure.add_subplot()
+    columns = max(float(n_heads), (_LEAST_WIDTH - _MARGIN) / cell_width)
+    width = math.ceil(_MARGIN + columns * cell_width)
+    figure = new_figure(Layout(layout.name, width), 112 + n_layers * cell_height)
+    axes, bar_axes = figure.subplots(2, 1, height_ratios=(n_layers * cell_height, 10))
     scale = ScalarMappable(cmap=_COLOURS)
     scale.set_clim(0, 1)
     colours = scale.to_rgba(heads[measure].to_numpy(float))
@@ -46,21 +47,20 @@ def _draw(measure: str, data: ReportData, layout: Layout) -> Drawing:
     )
     cells.set_gid(measure)
     axes.add_collection(cells)
-    axes.set_xlim(-0.5, n_heads - 0.5)
+    axes.set_xlim(-0.5, columns - 0.5)
     axes.set_ylim(n_layers - 0.5, -0.5)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=max(1, min(12, int(n_heads * cell_width / 24))), integer=True))
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=12, integer=True, min_n_ticks=1))
+    axes.set_xticks(range(0, n_heads, math.ceil(24 / cell_width)))
+    axes.set_yticks(range(0, n_layers, math.ceil(n_layers / 14)))
     axes.tick_params(length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)
     axes.set_xlabel("head", color=INK)
     axes.set_ylabel("layer", color=INK)
-    bar = figure.colorbar(scale, ax=axes, location="bottom", aspect=26, fraction=0.05, pad=0.02, format=PercentFormatter(1))
-    bar.set_ticks([0, 0.5, 1])
-    bar.outline.set_visible(False)  # type: ignore[operator]
-    bar.ax.tick_params(length=2, color=MUTED)
+    bar = figure.colorbar(scale, cax=bar_axes, orientation="horizontal", format=PercentFormatter(1), ticks=[0, 0.5, 1])
+    bar.outline.set_visible(False)
+    bar_axes.tick_params(length=2, color=MUTED)
     bar.set_label(_MEANING[measure], fontsize=10.5)
-    return Drawing(figure, {measure: [_mark(row, measure) for row in heads.to_dict("records")]})
+    return Drawing(figure, {measure: [_mark(row, measure) for row in records(heads)]})
 
 
 def _cell(x: int, y: int, gap_x: float, gap_y: float) -> Sequence[tuple[float, float]]:
@@ -68,7 +68,7 @@ def _cell(x: int, y: int, gap_x: float, gap_y: float) -> Sequence[tuple[float, f
     return [(left, top), (right, top), (right, bottom), (left, bottom)]
 
 
-def _mark(row: dict[str, Any], measure: str) -> Mark:
+def _mark(row: Row, measure: str) -> Mark:
     text = f"{head_name(row['layer'], row['head'])}: {measure.replace('_', ' ')} {percent(row[measure])}"
     return Mark(row["layer"], row["head"], text)
 
@@ -89,12 +89,12 @@ def _caption(measure: str, data: ReportData) -> str:
         head += f"In {count(undecided, 'head')} (grey) the rule cannot decide, since values it needs are missing. "
     if not np.nan_to_num(rates).any():
         return f"{head}No head has any."
-    best = heads.loc[int(np.nanargmax(rates))]
+    best = records(heads)[int(np.nanargmax(rates))]
     return (
         f"{head}{count(int((rates > 0).sum()), 'head')} of {len(heads):,} at least once, "
         f"{int((rates >= 0.5).sum()):,} on half of the inputs or more; the highest rate is {percent(best[measure])} "
         f"({percent(best[measure + '_low'])} to {percent(best[measure + '_high'])}) "
-        f"in {head_name(int(best['layer']), int(best['head']))}."
+        f"in {head_name(best['layer'], best['head'])}."
     )
 
 

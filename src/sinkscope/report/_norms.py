@@ -35,16 +35,17 @@ def _caption(data: ReportData) -> str:
     if norms["other_50"].isna().all():
         return "No hidden norms in this artifact."
     text = (
-        "L2 norm of the block’s input before any norm (log scale): points are medians, bars run from the lower to the "
-        f"upper quartile; n = {int(norms['sink_n'].sum()):,} sink rows, {int(norms['other_n'].max()):,} inputs per layer."
+        "L2 norm of the block’s input before any norm (log scale): points are medians, bars run from the lower to "
+        f"the upper quartile; n = {int(norms['sink_n'].sum()):,} sink rows, {int(norms['other_n'].max()):,} inputs per "
+        "layer."
     )
     ratio = (norms["sink_50"] / norms["other_50"]).dropna()
     if ratio.empty:
         return f"{text} No row has mass ≥ 0.3, so there are no sink tokens to compare."
     layer = int(str(ratio.idxmax()))
     return (
-        f"{text} The ratio of the two medians is largest in layer {layer}: {number(norms.loc[layer, 'sink_50'])} against "
-        f"{number(norms.loc[layer, 'other_50'])}, {number(ratio.max())} times."
+        f"{text} The ratio of the two medians is largest in layer {layer}: {number(norms.loc[layer, 'sink_50'])} "
+        f"against {number(norms.loc[layer, 'other_50'])}, {number(ratio.max())} times."
     )
 
 

@@ -88,7 +88,8 @@ def _shown(spec: FigureSpec, data: ReportData) -> dict[str, Any]:
     drawings: dict[str, Markup] = {}
     for layout in (WIDE, NARROW):
         drawing, files = render(spec, data, layout, "svg")
-        drawings[layout.name] = Markup(
+        fits_both = layout is WIDE and drawing.width <= NARROW.width
+        drawings["both" if fits_both else layout.name] = Markup(
             finish_svg(
                 files["svg"],
                 name=spec.name,
@@ -98,6 +99,8 @@ def _shown(spec: FigureSpec, data: ReportData) -> dict[str, Any]:
                 page=f"{layout.name}-",
             )
         )
+        if fits_both:
+            break
     return {"name": spec.name, "title": spec.title, "caption": caption, "drawings": drawings.items()}
 
 
@@ -121,7 +124,8 @@ def _prominence(row: Row) -> tuple[float, ...]:
 
 
 def _choice(row: Row) -> str:
-    return f"{head_name(row['layer'], row['head'])}: events {percent(row['event_rate'])}, sinks {percent(row['sink_rate'])}"
+    name, events, sinks = head_name(row["layer"], row["head"]), percent(row["event_rate"]), percent(row["sink_rate"])
+    return f"{name}: events {events}, sinks {sinks}"
 
 
 def _table_row(row: Row) -> dict[str, Any]:
@@ -132,8 +136,9 @@ def _table_row(row: Row) -> dict[str, Any]:
 def _table_note(data: ReportData) -> str:
     n_inputs = int(data.heads["n_inputs"].max())
     return (
-        f"Medians and rates over {count(n_inputs, 'input')}; classes count events under {data.rule.name}. A heading sorts, "
-        "a row chooses its head. Intervals and the remaining columns stand in the card of the head and in heads.parquet."
+        f"Medians and rates over {count(n_inputs, 'input')}; classes count events under {data.rule.name}. A heading "
+        "sorts, a row chooses its head. Intervals and the remaining columns stand in the card of the head and in "
+        "heads.parquet."
     )
 
 
@@ -141,7 +146,7 @@ def _measured(data: ReportData) -> dict[str, Any]:
     manifest = data.manifest
     model, inputs, coverage, options = (manifest[name] for name in ("model", "inputs", "coverage", "options"))
     heads = data.heads.groupby("layer").size()
-    shape = f"{count(len(heads), 'layer')} × {_span(sorted(heads.unique()))} heads"
+    shape = f"{count(len(heads), 'layer')} × {_span(sorted(heads.unique()))} {'head' if heads.max() == 1 else 'heads'}"
     n_inputs, tokens = count(int(manifest["n_inputs"]), "input"), _span(manifest["n_tokens"] or [])
     facts = [
         ("Model", f"{model['class']}, {model['modality']}", False),
@@ -176,8 +181,8 @@ def _sampled(data: ReportData, options: dict[str, Any]) -> str:
     if data.mass_se is None:
         return ""
     return (
-        f"Masses and all that follows from them are estimates from {options['queries']} queries per input, not exact; the "
-        f"median standard error of mass is {number(data.mass_se)}. Intervals are over inputs and do not include it."
+        f"Masses and all that follows from them are estimates from {options['queries']} queries per input, not exact; "
+        f"the median standard error of mass is {number(data.mass_se)}. Intervals are over inputs and do not include it."
     )
 
 

@@ -61,7 +61,7 @@ def _draw_regions(data: ReportData, axes: Axes) -> None:
         colour = CLASS_COLOURS[name]
         corner, width, height = (x_low, y_low), x_high - x_low, y_high - y_low
         axes.add_patch(Rectangle(corner, width, height, facecolor=colour, alpha=0.07, linewidth=0, zorder=0.5))
-        axes.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=colour, linewidth=1, linestyle=(0, (4, 3))))
+        axes.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=colour, linestyle=(0, (4, 3))))
         words = conditions_text(conditions).replace(" and ", "\n")
         above, at_right = y_high < top, x_high == right
         axes.annotate(
@@ -109,7 +109,7 @@ def _draw_density(axes: Axes, x: np.ndarray, y: np.ndarray, layout: Layout, *, g
     bar = axes.figure.colorbar(bins, ax=axes, location="bottom", aspect=40, fraction=0.04, pad=0.03)
     log_ticks(bar.ax.xaxis, *bar.ax.get_xlim(), 6)
     bar.set_label("sink rows per bin" if grey else "events per bin", fontsize=10.5)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
 
 
 def _why_empty(data: ReportData) -> str:
@@ -136,13 +136,14 @@ def _caption(data: ReportData) -> str:
     )
     binned = " Counted in hexagonal bins (log colours)." if len(points) > MOST_POINTS else ""
     left_out = (
-        f" {count(data.unplaced, 'row')} without {data.ratio} or stable_rank (no output projection found) cannot be drawn."
+        f" Not drawn: {count(data.unplaced, 'row')} without {data.ratio} or stable_rank (no output projection found)."
         if data.unplaced
         else ""
     )
     tiny = int((points["ratio"] < _LEAST_RATIO).sum())
     edge = f" {count(tiny, 'point')} below {_LEAST_RATIO:g} stand at the left edge." if tiny else ""
-    middle = f" Medians: {data.ratio} {number(points['ratio'].median())}, stable_rank {number(points['rank'].median())}."
+    medians = points[["ratio", "rank"]].median()
+    middle = f" Medians: {data.ratio} {number(medians['ratio'])}, stable_rank {number(medians['rank'])}."
     regions = " Dashed: the boundaries of the rule." if data.rule.nop or data.rule.broadcast else ""
     return f"{who}{': ' + shares if shares else ''}.{middle}{regions}{binned}{left_out}{edge}"
 

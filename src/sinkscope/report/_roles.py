@@ -28,12 +28,10 @@ def _draw(data: ReportData, layout: Layout) -> Drawing:
     of_rows = counts.div(data.roles["rows"], axis=0)
     sinks = counts.sum(axis=1)
     of_sinks = counts.div(sinks.where(sinks > 0), axis=0).fillna(0.0)
-    for axes, shares, title in ((left, of_rows, "share of all rows"), (right, of_sinks, "share of the layer’s sink rows")):
+    for axes, shares, title in ((left, of_rows, "share of all rows"), (right, of_sinks, "share of sink rows")):
         bottom = pd.Series(0.0, index=counts.index)
         for role in counts.columns:
-            axes.bar(
-                layers, shares[role], width=0.82, bottom=bottom, color=ROLE_COLOURS[role], label=role, linewidth=0
-            )
+            axes.bar(layers, shares[role], width=0.82, bottom=bottom, color=ROLE_COLOURS[role], label=role, linewidth=0)
             bottom = bottom + shares[role]
         axes.set_title(title)
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))

@@ -37,8 +37,8 @@ def classes_text(rule: Rule) -> str:
     if not classes:
         return "This rule has no classes: every event counts as other."
     return (
-        f"An event is of class {', '.join(classes)}, else other; unknown where a value it needs is missing. These classes "
-        "describe how a sink looks; what it does only an edit of the model can show."
+        f"An event is of class {', '.join(classes)}, else other; unknown where a value it needs is missing. These "
+        "classes describe how a sink looks; what it does only an edit of the model can show."
     )
 
 

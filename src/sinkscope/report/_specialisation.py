@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 
 from sinkscope.report._data import ReportData
 from sinkscope.report._figure import Drawing, FigureSpec, Mark, empty_drawing, new_figure
 from sinkscope.report._format import count, head_name, interval, missing, percent
+from sinkscope.report._heads import Row, records
 from sinkscope.report._style import EMPTY, GRID, INK, MUTED, ROLE_COLOURS, Layout
 
 
@@ -75,10 +74,10 @@ def _draw(data: ReportData, layout: Layout) -> Drawing:
         Line2D([], [], linestyle="none", marker="_", markersize=9, color=MUTED, label="mass ≥ 0.3"),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=1 if layout.narrow else 3)
-    return Drawing(figure, {"specialisation": [_mark(row) for row in heads.to_dict("records")]})
+    return Drawing(figure, {"specialisation": [_mark(row) for row in records(heads)]})
 
 
-def _mark(row: dict[str, Any]) -> Mark:
+def _mark(row: Row) -> Mark:
     text = f"{head_name(row['layer'], row['head'])}: event rate {percent(row['event_rate'])}, {row['role']}"
     return Mark(row["layer"], row["head"], text)
 
@@ -98,8 +97,8 @@ def _caption(data: ReportData) -> str:
     top = max(1, round(0.1 * len(rates)))
     return (
         f"Share of the {inputs} on which each head has an event under {data.rule.name}, highest first, with Wilson 95% "
-        f"intervals. The first {count(top, 'head')} of {len(heads):,} hold {percent(rates[:top].sum() / rates.sum())} of "
-        f"all events.{rest}"
+        f"intervals. Share of all events in the first {top:,} of {count(len(heads), 'head')}: "
+        f"{percent(rates[:top].sum() / rates.sum())}.{rest}"
     )
 
 

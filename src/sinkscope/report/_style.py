@@ -37,9 +37,10 @@ ROLE_COLOURS: dict[str, str] = {
 CLASS_COLOURS = {"nop": BLUE, "broadcast": VERMILLION, "other": "#8a929c"}
 SHARE_COLOURS = {"content": VERMILLION, "constant": BLUE, "silent": "#d4d9df"}
 
-RC: dict[str, Any] = {
+RC: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.edgecolor": MUTED,
+    "axes.facecolor": "none",
     "axes.labelcolor": INK,
     "axes.labelsize": 11,
     "axes.linewidth": 0.8,

@@ -37,14 +37,14 @@ def finish_svg(
     background = root.find(f"./{{{_SVG}}}g[@id='figure_1']")
     if page and background is not None:
         background.remove(background[0])
-    _keep_used_ids(root, page)
+    _keep_used_ids(root, f"{page}{name}-")
     for group_id, elements in marks.items():
         _mark(marked[group_id], f"{page}{group_id}", elements)
     _describe(root, f"{page}{name}", title, description)
     if page:
         root.set("width", root.get("viewBox", "").split()[2])
         del root.attrib["height"]
-    text = re.sub(r"\s+", " ", ElementTree.tostring(root, encoding="unicode"))
+    text = re.sub(r"[ \n]+", " ", ElementTree.tostring(root, encoding="unicode"))
     return text if page else f'<?xml version="1.0" encoding="utf-8"?>\n{text}\n'
 
 

@@ -18,8 +18,8 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
     ),
     (
         "stable_rank",
-        "Squared Frobenius norm of the head’s write over its squared largest singular value; 1 means all tokens receive "
-        "the same vector up to a factor.",
+        "Squared Frobenius norm of the head’s write over its squared largest singular value; 1 means all tokens "
+        "receive the same vector up to a factor.",
     ),
     ("nop", "An event whose sink writes next to nothing: the head parks its attention there."),
     ("broadcast", "An event whose sink writes as much as an ordinary token, and the same to all tokens."),

@@ -11,6 +11,7 @@ from sinkscope.explain import MIN_SINK_INPUTS
 from sinkscope.report._data import ReportData
 from sinkscope.report._figure import Drawing, FigureSpec, Mark, empty_drawing, log_ticks, new_figure
 from sinkscope.report._format import count, head_name, interval, number, percent
+from sinkscope.report._heads import Row, records
 from sinkscope.report._style import GRID, INK, MUTED, SHARE_COLOURS, Layout
 
 _KINDS = ("content", "constant", "silent")
@@ -59,6 +60,7 @@ def _draw(data: ReportData, layout: Layout) -> Drawing:
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1.3))
     step = (layout.width - 76) / n
     half = 0.44 if step > 5 else 0.5
+    tooltips = [_mark(row) for row in records(shares)]
     marks = {}
     base = np.zeros(n)
     for kind in _KINDS:
@@ -72,7 +74,7 @@ def _draw(data: ReportData, layout: Layout) -> Drawing:
             edgecolors="none",
         )
         columns.set_gid(f"writes-{kind}")
-        marks[f"writes-{kind}"] = [_mark(row) for row in shares.to_dict("records")]
+        marks[f"writes-{kind}"] = tooltips
         top.add_collection(columns)
         base = level
     ends = shares[["low", "high"]].to_numpy(float)
@@ -124,11 +126,9 @@ def _draw_energy(axes: Any, energy: np.ndarray, step: float) -> None:
     axes.set_ylabel("energy", color=INK)
 
 
-def _mark(row: dict[str, Any]) -> Mark:
-    text = (
-        f"{head_name(row['layer'], row['head'])}: silent {percent(row['silent'])}, constant {percent(row['constant'])}, "
-        f"content {percent(row['content'])}, energy {number(row['energy'])}"
-    )
+def _mark(row: Row) -> Mark:
+    shares = ", ".join(f"{kind} {percent(row[kind])}" for kind in reversed(_KINDS))
+    text = f"{head_name(row['layer'], row['head'])}: {shares}, energy {number(row['energy'])}"
     return Mark(row["layer"], row["head"], text)
 
 
@@ -137,8 +137,8 @@ def _why_empty(data: ReportData) -> str:
         return "No row has mass ≥ 0.3: there is no sink that could write anything."
     most = int((data.heads["sink_rate"] * data.heads["n_inputs"]).max().round())
     return (
-        f"No head has shares. They need {MIN_SINK_INPUTS} inputs or more with mass ≥ 0.3 (the most here is {most:,}) and a "
-        "known output projection."
+        f"No head has shares. They need {MIN_SINK_INPUTS} inputs or more with mass ≥ 0.3 (the most here is {most:,}) "
+        "and a known output projection."
     )
 
 
@@ -155,12 +155,12 @@ def _caption(data: ReportData) -> str:
     )
     below = int(shares["below"].sum())
     dipped = f" The unbiased constant dips below 0 in {count(below, 'head')}; it is drawn as 0." if below else ""
-    most = shares.loc[shares["content"].idxmax()]
+    most = records(shares)[int(shares["content"].to_numpy().argmax())]
     return (
-        f"What the sink of each of {count(len(shares), 'head')} writes, relative to an ordinary token (energy 1, lower "
-        f"panel, log scale): content differs from input to input, constant is the same vector on every input, silent is "
+        f"What the sinks of {count(len(shares), 'head')} write, relative to an ordinary token (energy 1, lower panel, "
+        f"log scale): content differs from input to input, constant is the same vector on every input, silent is "
         f"what is missing to 1. Black lines are 95% bootstrap intervals of content.{above}{dipped} The largest content "
-        f"is in {head_name(int(most['layer']), int(most['head']))}: {percent(most['content'])} "
+        f"is in {head_name(most['layer'], most['head'])}: {percent(most['content'])} "
         f"({interval(most['low'], most['high'], percent)})."
     )
 

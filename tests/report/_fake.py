@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -33,10 +32,10 @@ class Fake:
     queries: str | int = "all"
     rule: str = "fesser"
     reference: str = "zoo:invented"
-    names: Sequence[str] = ()
+    names: tuple[str, ...] = ()
     gallery: bool = True
-    gaps: Sequence[dict[str, str]] = ()
-    bad_inputs: Sequence[tuple[str, str]] = ()
+    gaps: tuple[tuple[str, str], ...] = ()
+    bad_inputs: tuple[tuple[str, str], ...] = ()
     seed: int = 3
     batch: int = 0
 
@@ -60,7 +59,12 @@ def write_fake(folder: Path, fake: Fake | None = None) -> Path:
             "parameters": 22_056_577,
             "dtype": "float32",
         },
-        inputs={"kind": "text" if fake.text else "images", "location": "inputs", "count": fake.inputs, "sha256": "ab" * 32},
+        inputs={
+            "kind": "text" if fake.text else "images",
+            "location": "here",
+            "count": fake.inputs,
+            "sha256": "ab" * 32,
+        },
         options={"batch_size": 8, "limit": None, "queries": fake.queries, "seed": 0, "device": "cpu", "skip_bad": True},
         rule=rule.to_dict(),
         command=f"sinkscope diagnose {fake.reference} --out {folder.name}",
@@ -85,7 +89,7 @@ def write_fake(folder: Path, fake: Fake | None = None) -> Path:
                 }
                 for layer in range(fake.layers)
             ],
-            "gaps": list(fake.gaps),
+            "gaps": [{"module": module, "reason": reason} for module, reason in fake.gaps],
             "line": f"captured {fake.layers} of {fake.layers + len(fake.gaps)} attention modules",
         },
         np.tile(np.eye(DIM), (fake.layers, fake.heads, 1, 1)) if fake.projection else None,
@@ -99,7 +103,12 @@ def write_fake(folder: Path, fake: Fake | None = None) -> Path:
             for index in indices[:3]:
                 run.write_gallery(index, *_gallery(fake, index, events, rng))
         run.write_part(
-            part, events, vectors, n_tokens=(_tokens(fake), _tokens(fake)), bad_inputs=dict(fake.bad_inputs), seconds=1.5
+            part,
+            events,
+            vectors,
+            n_tokens=(_tokens(fake), _tokens(fake)),
+            bad_inputs=dict(fake.bad_inputs),
+            seconds=1.5,
         )
     run.finish()
     run.write_heads(build_heads(open_artifact(folder), rule))
@@ -115,7 +124,9 @@ def _plan(fake: Fake) -> dict[str, np.ndarray]:
     depth = np.linspace(0, 1, fake.layers)[:, None] if fake.layers > 1 else np.zeros((1, 1))
     kind = np.broadcast_to(np.arange(fake.heads) % 5, (fake.layers, fake.heads))
     early, late = np.exp(-3 * depth), 1 / (1 + np.exp(-9 * (depth - 0.5)))
-    mass = np.choose(kind, [0.35 + 0.6 * early, 0.96 * late + 0.02, 0.25 + 0.4 * late, 0.03 + 0 * depth, 0.04 + 0 * depth])
+    mass = np.choose(
+        kind, [0.35 + 0.6 * early, 0.96 * late + 0.02, 0.25 + 0.4 * late, 0.03 + 0 * depth, 0.04 + 0 * depth]
+    )
     return {
         "mass": fake.strength * mass.clip(0.02, 0.97),
         "update": np.choose(kind, [1.3, 0.06, 0.8, 1.0, 1.0]),
@@ -127,7 +138,9 @@ def _plan(fake: Fake) -> dict[str, np.ndarray]:
     }
 
 
-def _rows(fake: Fake, indices: range, common: np.ndarray, rng: np.random.Generator) -> tuple[dict[str, Any], dict[str, Any]]:
+def _rows(
+    fake: Fake, indices: range, common: np.ndarray, rng: np.random.Generator
+) -> tuple[dict[str, Any], dict[str, Any]]:
     plan, n = _plan(fake), _tokens(fake)
     shape = (len(indices), fake.layers, fake.heads)
 
@@ -147,8 +160,8 @@ def _rows(fake: Fake, indices: range, common: np.ndarray, rng: np.random.Generat
         "head": np.broadcast_to(np.arange(fake.heads), shape),
         "sink": sink,
         "role": role if fake.roles else np.full(shape, None, object),
-        "row": np.where(patch & fake.roles, (sink - 1) // GRID, None),
-        "col": np.where(patch & fake.roles, (sink - 1) % GRID, None),
+        "row": _where(patch & fake.roles, (sink - 1) // GRID),
+        "col": _where(patch & fake.roles, (sink - 1) % GRID),
         "mass": mass,
         "routed": routed,
         "min_mass": 0.5 * mass,
@@ -182,6 +195,12 @@ def _rows(fake: Fake, indices: range, common: np.ndarray, rng: np.random.Generat
         "sink_energy": (value**2).sum(axis=1),
         "ordinary_energy": np.ones(len(rows)),
     }
+
+
+def _where(holds: np.ndarray, values: np.ndarray) -> np.ndarray:
+    placed = values.astype(object)
+    placed[~holds] = None
+    return placed
 
 
 def _late(fake: Fake) -> np.ndarray:

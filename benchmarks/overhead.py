@@ -1,0 +1,234 @@
+"""What a diagnosis costs on top of the model's own fused forward, in time and in memory.
+
+    python benchmarks/overhead.py [--rounds 7] [--json FILE] [--memory] [--cases NAME,...]
+
+Each case runs four programs in turn, round after round, in one process: the plain forward, the diagnosis (everything
+but writing files), the diagnosis with 64 sampled queries, and the way of today: eager attention with full matrices and
+one SVD per head. Ratios are taken within a round; the median over rounds is quoted with the smallest and largest.
+Peak memory is measured in child processes, one per point.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import sinkscope
+from sinkscope.measure import MeasureOptions, measure
+from sinkscope.models import Batch, Model
+
+BATCHES = 2  # so that entering the capture is shared as in a short run
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model and a shape of input, with the aims of the project for all queries and for 64."""
+
+    name: str
+    reference: str
+    batch: int
+    size: int
+    aim: float
+    aim_sampled: float = 1.03
+
+
+CASES = (
+    Case("dinov2-s 224 px batch 8", "zoo:dinov2-small-saliency", 8, 224, 1.10),
+    Case("dinov2-s 518 px batch 2", "zoo:dinov2-small-saliency", 2, 518, 1.30),
+    Case("smollm2 512 tokens", "zoo:smollm2-135m", 1, 512, 1.25),
+    Case("smollm2 2048 tokens", "zoo:smollm2-135m", 1, 2048, 1.40),
+)
+
+
+class Fixed:
+    """The same batch a few times."""
+
+    identity: dict[str, Any] = {}
+    n_batches = BATCHES
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+
+    def batches(self, **_: Any) -> Iterator[Batch]:
+        for index in range(self.n_batches):
+            yield Batch(index, self.batch.names, self.batch.args, self.batch.kwargs)
+
+
+class Nowhere:
+    """A run that keeps nothing, so that the disk is not measured."""
+
+    sampled = False
+
+    def done(self) -> frozenset[int]:
+        return frozenset()
+
+    def record_capture(self, *_: Any) -> None: ...
+
+    def write_gallery(self, *_: Any) -> None: ...
+
+    def write_part(self, *_: Any, **__: Any) -> None: ...
+
+
+def make_batch(case_reference: str, batch: int, size: int) -> Batch:
+    """Random pictures or token ids; what the weights make of them does not change the cost."""
+    names = tuple(str(i) for i in range(batch))
+    torch.manual_seed(0)
+    if "dinov2" in case_reference:
+        return Batch(0, names, kwargs={"pixel_values": torch.randn(batch, 3, size, size)})
+    return Batch(0, names, kwargs={"input_ids": torch.randint(5, 40000, (batch, size))})
+
+
+def plain(model: Model, batch: Batch) -> None:
+    for _ in range(BATCHES):
+        model.run(batch)
+
+
+def diagnosed(model: Model, batch: Batch, queries: int | None) -> None:
+    measure(model, Fixed(batch), Nowhere(), MeasureOptions(queries=queries))  # type: ignore[arg-type]
+
+
+def eager(model: Model, batch: Batch) -> None:
+    """Full matrices, values by hooks, an SVD of every head's write."""
+    config = model.module.config
+    heads = config.num_attention_heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    values: list[torch.Tensor] = []
+    projections = [m for n, m in model.module.named_modules() if n.endswith(("attention.v_proj", "self_attn.v_proj"))]
+    outs = [m for n, m in model.module.named_modules() if n.endswith(("attention.o_proj", "self_attn.o_proj"))]
+    hooks = [m.register_forward_hook(lambda _m, _a, out: values.append(out)) for m in projections]
+    previous = config._attn_implementation
+    model.module.set_attn_implementation("eager")
+    try:
+        for _ in range(BATCHES):
+            values.clear()
+            inputs = Batch(0, batch.names, kwargs={**batch.kwargs, "output_attentions": True})
+            attentions = model.run(inputs).attentions
+            with torch.inference_mode():
+                for weights, value, projection in zip(attentions, values, outs, strict=True):
+                    _full_matrix(weights, value, projection.weight, heads, kv_heads)
+    finally:
+        model.module.set_attn_implementation(previous)
+        for hook in hooks:
+            hook.remove()
+
+
+def _full_matrix(weights: Any, value: Any, projection: Any, heads: int, kv_heads: int) -> None:
+    v = value.unflatten(-1, (kv_heads, -1)).transpose(1, 2).repeat_interleave(heads // kv_heads, 1)
+    mass = weights.mean(-2)
+    sink = mass.argmax(-1)
+    torch.special.entr(weights).sum(-1).mean(-1)
+    weights.diagonal(dim1=-2, dim2=-1).mean(-1)
+    column = weights.gather(-1, sink[..., None, None].expand(*weights.shape[:3], 1))
+    ((column >= 0.5).float().mean(-2), column.amin(-2))
+    u = v @ projection.unflatten(1, (heads, -1)).permute(1, 2, 0)
+    (u.norm(dim=-1), v.norm(dim=-1))
+    write = weights @ u
+    singular = torch.linalg.svdvals(write)
+    (singular.square().sum(-1) / singular[..., 0].square()).tolist()
+
+
+def time_case(case: Case, rounds: int, with_eager: bool) -> dict[str, Any]:
+    model = sinkscope.load(case.reference)
+    batch = make_batch(case.reference, case.batch, case.size)
+    programs: dict[str, Callable[[], None]] = {
+        "plain": lambda: plain(model, batch),
+        "diagnosed": lambda: diagnosed(model, batch, None),
+        "sampled 64": lambda: diagnosed(model, batch, 64),
+    }
+    if with_eager:
+        programs["eager, full matrices"] = lambda: eager(model, batch)
+    for program in programs.values():
+        program()
+    seconds: dict[str, list[float]] = {name: [] for name in programs}
+    for _ in range(rounds):
+        for name, program in programs.items():
+            began = time.perf_counter()
+            program()
+            seconds[name].append((time.perf_counter() - began) / BATCHES)
+    row: dict[str, Any] = {"case": case.name, "aim": case.aim, "aim_sampled": case.aim_sampled, "rounds": rounds}
+    row["plain_seconds"] = statistics.median(seconds["plain"])
+    for name in programs:
+        ratios = sorted(a / b for a, b in zip(seconds[name], seconds["plain"], strict=True))
+        row[name] = {"median": statistics.median(ratios), "low": ratios[0], "high": ratios[-1]}
+    return row
+
+
+def peak(mode: str, tokens: int) -> float:
+    """Peak resident memory in MB of one child process."""
+    command = [sys.executable, __file__, "--child", mode, str(tokens)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return float(done.stdout.split()[-1]) if done.returncode == 0 else float("nan")
+
+
+def child(mode: str, tokens: int) -> None:
+    model = sinkscope.load("zoo:smollm2-135m")
+    batch = make_batch("zoo:smollm2-135m", 1, tokens)
+    model.run(make_batch("zoo:smollm2-135m", 1, 16))
+    loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if mode == "plain":
+        model.run(batch)
+    elif mode == "diagnosed":
+        diagnosed(model, batch, None)
+    else:
+        eager(model, batch)
+    print(loaded, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def machine() -> str:
+    names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/overhead.json"))
+    parser.add_argument("--cases", default="", help="only cases whose name contains one of these, comma separated")
+    parser.add_argument("--no-eager", action="store_true")
+    parser.add_argument("--no-memory", action="store_true")
+    parser.add_argument("--child", nargs=2, metavar=("MODE", "TOKENS"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        child(options.child[0], int(options.child[1]))
+        return
+    wanted = [text for text in options.cases.split(",") if text]
+    cases = [case for case in CASES if not wanted or any(text in case.name for text in wanted)]
+    result: dict[str, Any] = {"machine": machine(), "time": [], "memory": []}
+    print(result["machine"])
+    print(f"{'case':26}{'plain s':>9}{'diagnosed':>22}{'aim':>6}{'sampled 64':>22}{'aim':>6}{'eager':>8}")
+    for case in cases:
+        row = time_case(case, options.rounds, not options.no_eager)
+        result["time"].append(row)
+        show = {name: f"{row[name]['median']:.3f} [{row[name]['low']:.2f}, {row[name]['high']:.2f}]" for name in ("diagnosed", "sampled 64")}
+        slow = f"{row['eager, full matrices']['median']:.2f}" if not options.no_eager else "-"
+        print(
+            f"{case.name:26}{row['plain_seconds']:9.3f}{show['diagnosed']:>22}{case.aim:6.2f}"
+            f"{show['sampled 64']:>22}{case.aim_sampled:6.2f}{slow:>8}",
+            flush=True,
+        )
+    if not options.no_memory:
+        print("\npeak resident memory of SmolLM2, MB, whole process")
+        for tokens in (2048, 4096, 8192, 16384):
+            row = {"tokens": tokens} | {mode: peak(mode, tokens) for mode in ("plain", "diagnosed")}
+            row["eager"] = peak("eager", tokens) if tokens <= 4096 else float("nan")
+            row["ratio"] = row["diagnosed"] / row["plain"]
+            result["memory"].append(row)
+            print("  ".join(f"{name} {value:.2f}" if name == "ratio" else f"{name} {value:.0f}" for name, value in row.items()), flush=True)
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
