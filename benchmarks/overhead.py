@@ -55,11 +55,11 @@ CASES = (
 class Fixed:
     """The same batch a few times."""
 
-    identity: dict[str, Any] = {}
     n_batches = BATCHES
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
+        self.identity: dict[str, Any] = {}
 
     def batches(self, **_: Any) -> Iterator[Batch]:
         for index in range(self.n_batches):
@@ -187,8 +187,14 @@ def child(mode: str, tokens: int) -> None:
 
 
 def machine() -> str:
-    names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+    names = [
+        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
     return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def _ratio(measured: dict[str, float]) -> str:
+    return f"{measured['median']:.3f} [{measured['low']:.2f}, {measured['high']:.2f}]"
 
 
 def main() -> None:
@@ -211,7 +217,10 @@ def main() -> None:
     for case in cases:
         row = time_case(case, options.rounds, not options.no_eager)
         result["time"].append(row)
-        show = {name: f"{row[name]['median']:.3f} [{row[name]['low']:.2f}, {row[name]['high']:.2f}]" for name in ("diagnosed", "sampled 64")}
+        show = {
+            name: f"{row[name]['median']:.3f} [{row[name]['low']:.2f}, {row[name]['high']:.2f}]"
+            for name in ("diagnosed", "sampled 64")
+        }
         slow = f"{row['eager, full matrices']['median']:.2f}" if not options.no_eager else "-"
         print(
             f"{case.name:26}{row['plain_seconds']:9.3f}{show['diagnosed']:>22}{case.aim:6.2f}"
@@ -225,7 +234,12 @@ def main() -> None:
             row["eager"] = peak("eager", tokens) if tokens <= 4096 else float("nan")
             row["ratio"] = row["diagnosed"] / row["plain"]
             result["memory"].append(row)
-            print("  ".join(f"{name} {value:.2f}" if name == "ratio" else f"{name} {value:.0f}" for name, value in row.items()), flush=True)
+            print(
+                "  ".join(
+                    f"{name} {value:.2f}" if name == "ratio" else f"{name} {value:.0f}" for name, value in row.items()
+                ),
+                flush=True,
+            )
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(result, indent=2) + "\n")
 

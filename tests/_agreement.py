@@ -18,8 +18,29 @@ POSITIONS = ("sink", "top_sinks")
 NUMBERS = (*COLUMNS, *BESIDE)
 FLOOR = 1e-2
 """Differences are taken relative to the reference, or to this where the reference is smaller."""
-TOLERANCE: dict[str, float] = dict.fromkeys(NUMBERS, 2e-5)
-"""Largest relative difference of a float32 model against the float64 reference, per column."""
+TOLERANCE: dict[str, float] = {
+    "mass": 1e-5,
+    "routed": 1e-7,
+    "min_mass": 2e-5,
+    "value_ratio": 5e-6,
+    "update_ratio": 5e-6,
+    "stable_rank": 5e-6,
+    "diagonal": 1e-5,
+    "entropy": 5e-6,
+    "entropy_share": 5e-6,
+    "hidden_norm": 5e-6,
+    "hidden_norm_median": 5e-6,
+    "virtual_mass": 2e-5,
+    "energy": 5e-6,
+    "sink_energy": 1e-5,
+    "ordinary_energy": 1e-5,
+    "sink_value": 1e-5,
+    "received": 5e-5,
+    "top_masses": 1e-5,
+}
+"""Largest relative difference of a float32 model against the float64 reference, per column. `routed` counts, so that it
+is exact. A score is off by 1e-7 of the largest summand of q.k, and its exponential by the same in relative terms: small
+weights in `received` feel it most."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +76,10 @@ def differences(statistics: CallStatistics, layer: ReferenceLayer) -> dict[str, 
     reference = reference_columns(layer)
     for name in POSITIONS:
         np.testing.assert_array_equal(_array(statistics, name), reference[name], err_msg=name)
-    return {name: difference(_array(statistics, name), reference[name], name) for name in NUMBERS}
+    found = {name: _array(statistics, name) for name in NUMBERS}
+    for arrays in (found, reference):
+        arrays["sink_value"][reference["sink"] < 0] = np.nan  # of no meaning without a sink
+    return {name: difference(found[name], reference[name], name) for name in NUMBERS}
 
 
 def difference(found: np.ndarray, expected: np.ndarray, name: str = "") -> Difference:
@@ -65,7 +89,8 @@ def difference(found: np.ndarray, expected: np.ndarray, name: str = "") -> Diffe
     apart = np.abs(found - expected)
     if np.isnan(apart).all():
         return Difference()
-    relative = apart / np.maximum(np.abs(expected), FLOOR)
+    of = np.linalg.norm(expected, axis=-1, keepdims=True) if name == "sink_value" else np.abs(expected)
+    relative = apart / np.maximum(of, FLOOR)
     return Difference(float(np.nanmax(apart)), float(np.nanmax(relative)))
 
 
@@ -83,7 +108,5 @@ def agreement(family: Family, batch: int) -> dict[str, Difference]:
 
 
 def _array(statistics: CallStatistics, name: str) -> np.ndarray:
-    values = getattr(statistics, name)
-    if values.dim() > 2 and name.startswith("top_") and values.shape[-1] < 4:
-        raise AssertionError("fewer than four tokens: not comparable")
-    return np.asarray(values.double().cpu().numpy())
+    values: Tensor = getattr(statistics, name)
+    return np.array(values.double().cpu().numpy())

@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any
 from sinkscope._errors import SinkError as SinkError
 
 if TYPE_CHECKING:
-    from sinkscope._diagnose import DiagnoseOptions as DiagnoseOptions, Diagnosis as Diagnosis
-    from sinkscope._diagnose import diagnose as diagnose
-    from sinkscope._diagnose import open_diagnosis as open
+    from sinkscope._diagnose import (
+        DiagnoseOptions as DiagnoseOptions,
+        Diagnosis as Diagnosis,
+        diagnose as diagnose,
+        open_diagnosis as open,
+    )
     from sinkscope.capture import capture as capture
     from sinkscope.models import load as load
 

@@ -156,7 +156,9 @@ def diagnose(
     folder = tempfile.TemporaryDirectory(prefix="sinkscope-") if out is None else None
     path = Path(folder.name if folder is not None else str(out))
     with joined() as world:
-        loaded = model if isinstance(model, Model) else _load(model, kind, chosen, trust_remote_code, device_map, tp_plan)
+        loaded = (
+            model if isinstance(model, Model) else _load(model, kind, chosen, trust_remote_code, device_map, tp_plan)
+        )
         supply = make_inputs(
             loaded,
             inputs,

@@ -6,13 +6,9 @@ import sys
 from types import ModuleType
 from typing import Any
 
-from sinkscope.capture._call import HIDDEN_BIAS as HIDDEN_BIAS
-from sinkscope.capture._call import AttentionCall as AttentionCall
-from sinkscope.capture._call import Projection as Projection
-from sinkscope.capture._capture import Calls as Calls
-from sinkscope.capture._capture import capture as capture
-from sinkscope.capture._coverage import Coverage as Coverage
-from sinkscope.capture._coverage import Gap as Gap
+from sinkscope.capture._call import HIDDEN_BIAS as HIDDEN_BIAS, AttentionCall as AttentionCall, Projection as Projection
+from sinkscope.capture._capture import Calls as Calls, capture as capture
+from sinkscope.capture._coverage import Coverage as Coverage, Gap as Gap
 
 
 class _CallableRoom(ModuleType):

@@ -76,9 +76,7 @@ class AttentionCall:
         """(batch, heads, queries, keys)."""
         return self.out.shape[0], self.out.shape[1], self.out.shape[2], self.v.shape[2]
 
-    def attention_weights(
-        self, dtype: torch.dtype = torch.float32
-    ) -> Float[Tensor, "batch heads queries keys"]:
+    def attention_weights(self, dtype: torch.dtype = torch.float32) -> Float[Tensor, "batch heads queries keys"]:
         """The full matrix of weights, from its plain definition: quadratic memory, meant for small inputs and tests."""
         if self.weights is not None:
             return self.weights.to(dtype)

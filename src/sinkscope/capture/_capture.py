@@ -89,7 +89,7 @@ class Calls(list[AttentionCall]):
             return
 
         def split(x: Tensor) -> Tensor:
-            return x.detach().unflatten(0, (-1, heads))
+            return x.detach().reshape(-1, heads, *x.shape[1:])
 
         keys = weights.shape[2]
         shown = logits.detach().reshape(-1, heads, *logits.shape[-2:])[..., :keys] > HIDDEN_BIAS
@@ -218,8 +218,9 @@ def _hidden_norms(block: _Frame | None, out: Tensor) -> Float[Tensor, "batch tok
         return None
     batch, queries = out.shape[0], out.shape[2]
     if block.norms is None:
-        block.norms = torch.linalg.vector_norm(block.hidden.detach(), dim=-1, dtype=torch.promote_types(
-            block.hidden.dtype, torch.float32))
+        block.norms = torch.linalg.vector_norm(
+            block.hidden.detach(), dim=-1, dtype=torch.promote_types(block.hidden.dtype, torch.float32)
+        )
     norms = block.norms
     if tuple(norms.shape) == (batch, queries):
         return norms
@@ -230,7 +231,7 @@ def _hidden_norms(block: _Frame | None, out: Tensor) -> Float[Tensor, "batch tok
 
 def _layout_gap(out: Tensor, x: Tensor) -> str | None:
     """None when the rows of `x` are tokens and its columns the heads of `out` one after the other."""
-    batch, heads, queries, dim = out.shape
+    heads, dim = out.shape[1], out.shape[3]
     if x.shape[-1] != heads * dim or x.numel() != out.numel():
         return f"the projection takes {tuple(x.shape)}, not the {heads} x {dim} columns of the attention output"
     rows = x.reshape(-1, heads, dim)
@@ -241,9 +242,7 @@ def _layout_gap(out: Tensor, x: Tensor) -> str | None:
 
 
 @contextmanager
-def capture(
-    module: nn.Module, on_call: Callable[[AttentionCall], None] | None = None
-) -> Iterator[Calls]:
+def capture(module: nn.Module, on_call: Callable[[AttentionCall], None] | None = None) -> Iterator[Calls]:
     """Watch every attention call of `module` while its own forward runs.
 
     Nothing is patched or replaced: a dispatch mode sees the kernels that run, hooks tell which module runs them, the
@@ -310,4 +309,5 @@ def _uncompiled() -> AbstractContextManager[Any]:
     """Compiled code runs as plain Python inside; importing the compiler just to say so would cost seconds."""
     if "torch._dynamo" not in sys.modules:
         return nullcontext()
-    return torch.compiler.set_stance("force_eager")
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance

@@ -82,6 +82,6 @@ _UNSEEN = ("flash_attn", "xformers", "sage", "natten", "vllm", "flashinfer")
 
 def unseen_attention(name: str) -> bool:
     """Whether an operation is an attention kernel whose inside cannot be read."""
-    space = name.split("::")[0].lower()
+    space = name.split("::", maxsplit=1)[0].lower()
     inside = name.lower()
     return space.startswith(_UNSEEN) or "_native_multi_head_attention" in inside or "flex_attention" in inside

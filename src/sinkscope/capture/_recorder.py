@@ -42,15 +42,16 @@ def _sort(func: Any) -> _Sort:
 
 
 def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    address: int = tensor.untyped_storage()._cdata
+    return address
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves __init_subclass__ untyped
     """Passes every operation on unchanged and reports the four that matter.
 
     - `on_fused(arguments, out, lse)` after a fused attention kernel;
     - `on_weights(logits, weights, v, out)` after a product of softmax weights with values;
-    - `on_projection(call, x, weight)` after the matrix product that takes the output of the call most recently followed;
+    - `on_projection(call, x, weight)` after the matrix product that takes the output of a followed call;
     - `on_scaled(call, factor)` after a vector factor on that product's result.
 
     Results are followed by storage, through views and copies. Followed tensors are kept alive until `forget`, so that
@@ -58,7 +59,7 @@ class Recorder(TorchDispatchMode):
     """
 
     def __init__(self, listener: Any) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # untyped in torch
         self._listener = listener
         self._paused = False
         self._softmax: dict[int, tuple[Tensor, Tensor]] = {}

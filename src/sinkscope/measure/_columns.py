@@ -99,6 +99,6 @@ def _from_weights(weights: Tensor, queries: Tensor, tokens: int) -> tuple[Tensor
     sums, entropies = [], []
     for one, valid in zip(weights[..., :tokens], queries, strict=True):
         exact = one.to(dtype)
-        sums.append((valid.to(dtype) @ exact))
+        sums.append(valid.to(dtype) @ exact)
         entropies.append(torch.special.entr(exact).sum(-1))
     return torch.stack(sums), torch.stack(entropies)

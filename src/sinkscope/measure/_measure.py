@@ -278,7 +278,8 @@ def _gallery_item(batch: Batch, row: int, name: str, state: _Pass) -> GalleryIte
     for number, statistics in state.statistics.items():
         received = statistics.received[row].float().cpu().numpy()
         mass[number, : len(received)] = received
-    grid = [(r, c) for r, c in zip(layout.rows, layout.cols, strict=True) if r is not None and c is not None] if layout else []
+    places = zip(layout.rows, layout.cols, strict=True) if layout is not None else ()
+    grid = [(r, c) for r, c in places if r is not None and c is not None]
     return GalleryItem(
         input=name,
         kind="picture" if _picture(batch, row) is not None else "text" if layout and layout.texts else "none",

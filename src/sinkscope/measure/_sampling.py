@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from sinkscope.capture import AttentionCall
@@ -46,7 +46,7 @@ def attend_sampled(call: AttentionCall, seen: Visibility, sample: Int[Tensor, "b
     error = ((1 - m / all_queries).clamp(min=0) * variance / m).sqrt()
     n = taken.sum(1, keepdim=True)
     entropies = -(weights * log_weights.clamp(min=-1e4)).sum(-1)
-    keys = seen.keys_of_query.expand(len(sample), -1, -1).gather(-1, at[:, None].expand(-1, seen.keys_of_query.shape[1], -1))
+    keys = seen.keys_of_query.gather(-1, at[:, None].expand(-1, seen.keys_of_query.shape[1], -1))
     several = (keys > 1) & taken[:, None]
     shares = (entropies / keys.clamp(min=2).log()).masked_fill(~several, 0)
     virtual = call.virtual_keys + call.extra_columns > 0
@@ -74,12 +74,16 @@ def _rows(call: AttentionCall, sample: Tensor) -> tuple[Tensor, Tensor]:
         taken = taken.to(torch.promote_types(taken.dtype, torch.float32))
         return taken, taken.log()
     q, k, lse, mask = fused_arguments(call)
-    some = q.transpose(1, 2)[rows, at].transpose(1, 2)
-    groups = q.shape[1] // k.shape[1]
-    scores = (some.unflatten(1, (-1, groups)).flatten(2, 3) @ k.mT * call.scale).unflatten(2, (groups, -1)).flatten(1, 2)
+
+    def taken_rows(x: Tensor) -> Tensor:
+        return x.transpose(1, 2)[rows, at].transpose(1, 2)
+
+    batch, heads, _, dim = q.shape
+    some = taken_rows(q).reshape(batch, k.shape[1], -1, dim)  # the heads of one key-value head, one after the other
+    scores = (some @ k.mT * call.scale).reshape(batch, heads, -1, tokens)
     if mask is not None:
-        scores = scores + (mask if mask.shape[2] == 1 else mask.expand(len(sample), -1, -1, -1).transpose(1, 2)[rows, at].transpose(1, 2))
-    log_weights = scores - lse.transpose(1, 2)[rows, at].transpose(1, 2)[..., None]
+        scores = scores + (mask if mask.shape[2] == 1 else taken_rows(mask.expand(batch, -1, -1, -1)))
+    log_weights = scores - taken_rows(lse[..., None])
     if call.causal:
         future = torch.arange(tokens, device=at.device) > at[..., None]
         log_weights = log_weights.masked_fill(future[:, None], -torch.inf)

@@ -204,8 +204,9 @@ def own_weights(call: AttentionCall) -> Float[Tensor, "batch heads queries"]:
         dtype = torch.promote_types(call.weights.dtype, torch.float32)
         return call.weights.diagonal(dim1=-2, dim2=-1).to(dtype)
     q, k, lse, mask = fused_arguments(call)
-    paired = q.unflatten(1, (k.shape[1], -1)) * k[:, :, None]
-    scores = paired.sum(-1).flatten(1, 2) * call.scale
+    batch, heads, queries, dim = q.shape
+    paired = q.reshape(batch, k.shape[1], -1, queries, dim) * k[:, :, None]
+    scores = paired.sum(-1).reshape(batch, heads, queries) * call.scale
     if mask is not None:
         scores = scores + mask.expand(*q.shape[:3], k.shape[2]).diagonal(dim1=-2, dim2=-1)
     return (scores - lse).exp()
@@ -220,4 +221,5 @@ def _ratio_to_others(norms: Tensor, at: Tensor, valid: Tensor) -> tuple[Tensor, 
     total = norms.masked_fill(~valid[:, None], 0).sum(-1)
     n = valid.sum(1, keepdim=True)
     of_sink = _pick(norms, at)
-    return of_sink / ((total - of_sink) / (n - 1)), total / n
+    others: Tensor = (total - of_sink) / (n - 1)
+    return of_sink / others, total / n

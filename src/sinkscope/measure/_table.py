@@ -29,9 +29,7 @@ _PLAIN = (
 Arrays = dict[str, np.ndarray]
 
 
-def part_content(
-    batch: Batch, layers: Mapping[int, CallStatistics], tokens: int
-) -> tuple[dict[str, Any], Arrays]:
+def part_content(batch: Batch, layers: Mapping[int, CallStatistics], tokens: int) -> tuple[dict[str, Any], Arrays]:
     """Event columns, rows sorted by input, layer and head, and the part's vectors, of one batch.
 
     `layers` maps a layer's number to its statistics; `tokens` is the length attention sees, against which the layouts
@@ -89,7 +87,10 @@ def _top(sinks: np.ndarray, masses: np.ndarray) -> dict[str, Any]:
 
 
 def _places(
-    layouts: tuple[TokenLayout | None, ...], of_input: Int[np.ndarray, " rows"], sink: Int[np.ndarray, " rows"], tokens: int
+    layouts: tuple[TokenLayout | None, ...],
+    of_input: Int[np.ndarray, " rows"],
+    sink: Int[np.ndarray, " rows"],
+    tokens: int,
 ) -> dict[str, list[Any]]:
     roles: list[Any] = []
     rows: list[int | None] = []

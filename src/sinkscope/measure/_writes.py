@@ -29,7 +29,7 @@ def write_geometry(projection: Projection, heads: int, dtype: torch.dtype) -> Wr
     weight = projection.weight.double()
     if projection.layer_scale is not None:
         weight = weight * projection.layer_scale.double()
-    per_head = weight.unflatten(0, (heads, -1)).mT  # (heads, residual, dim)
+    per_head = weight.reshape(heads, -1, weight.shape[1]).mT  # (heads, residual, dim)
     factor = torch.linalg.qr(per_head, mode="r").R
     missing = per_head.shape[2] - factor.shape[1]
     if missing > 0:  # a residual narrower than the head: pad with rows of zeros
@@ -44,7 +44,9 @@ def write_norms(
     if _kernels.available(v, geometry.factor):
         return _kernels.norms(v, geometry.factor)
     heads = geometry.factor.shape[0]
-    return torch.linalg.vector_norm(v.repeat_interleave(heads // v.shape[1], 1) @ geometry.factor.mT, dim=-1)
+    written = v.repeat_interleave(heads // v.shape[1], 1) @ geometry.factor.mT
+    norms: Tensor = torch.linalg.vector_norm(written, dim=-1)
+    return norms
 
 
 def stable_rank(
