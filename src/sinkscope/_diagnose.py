@@ -87,8 +87,8 @@ class Diagnosis:
 
     def summary(self) -> str:
         """The coverage line and three sentences that sum the model up."""
-        lines = [self.manifest["coverage"]["line"], *summarise(self.artifact.manifest, self.heads)]
-        return "\n".join(lines)
+        sinks = self.artifact.events(["sink", "role", "mass"])
+        return "\n".join([self.manifest["coverage"]["line"], *summarise(self.artifact.manifest, self.heads, sinks)])
 
     def report(self, path: Path | str | None = None) -> Path:
         """Write the offline HTML report, next to the tables unless `path` says otherwise.

@@ -44,7 +44,7 @@ def test_the_output_is_the_same_with_capture_and_without(
         assert torch.equal(a, c)
         if family.bitwise:
             assert torch.equal(a, b)
-        else:  # the fast path is off inside
+        else:  # other kernels: the fast path is off inside
             assert (a - b).abs().max() <= 1e-5 * a.abs().max()
 
 
@@ -71,12 +71,14 @@ def test_weights_values_and_outputs_are_those_of_the_reference(family: Family) -
         assert call.shape == (*layer.weights.shape[:3], keys)
         assert call.virtual_keys + call.extra_columns == layer.weights.shape[3] - layer.weights.shape[2]
         queries = (layer.valid & layer.visible.any(2))[:, None, :, None]
+        tokens = torch.nn.functional.pad(layer.valid, (0, keys - layer.valid.shape[1]), value=True)[:, None, :, None]
         expected = layer.weights[..., :keys].masked_fill(~queries, 0)
         weights = call.attention_weights(torch.float64).masked_fill(~queries, 0)
         close(weights, expected, 5e-6)
         values = call.v.repeat_interleave(call.shape[1] // call.v.shape[1], 1)
-        close(values, layer.values[:, :, :keys], 5e-6)
-        close(call.out.masked_fill(~queries, 0), expected @ layer.values[:, :, :keys], 5e-6)
+        made = layer.values[:, :, :keys].masked_fill(~tokens, 0)
+        close(values.masked_fill(~tokens, 0), made, 5e-6)
+        close(call.out.masked_fill(~queries, 0), expected @ made, 5e-6)
 
 
 @every_family
@@ -122,8 +124,8 @@ def test_the_projection_is_the_models_own_or_null_with_a_reason(family: Family) 
 def test_hidden_norms_are_those_of_the_blocks_input(family: Family) -> None:
     for call, layer in zip((c for c in captured(family, 3) if c.kind == "self"), family.reference(3), strict=True):
         assert layer.hidden is not None and call.hidden_norms is not None
-        expected = torch.linalg.vector_norm(layer.hidden, dim=-1)
-        assert ((call.hidden_norms - expected).abs() <= 5e-6 * expected).all()
+        expected = torch.linalg.vector_norm(layer.hidden, dim=-1)[layer.valid]
+        assert ((call.hidden_norms[layer.valid] - expected).abs() <= 5e-6 * expected).all()
 
 
 @every_family
@@ -135,7 +137,7 @@ def test_no_grad_captures_what_inference_mode_does(family: Family) -> None:
 
 
 def assert_same_calls(some: Calls, others: Calls) -> None:
-    """Equal in every field that both have."""
+    """The same in every field; numbers to rounding, since a linear layer may pick another kernel in the other mode."""
     assert len(some) == len(others) > 0
     for a, b in zip(some, others, strict=True):
         assert (a.layer, a.module, a.block, a.kind, a.route, a.scale, a.causal, a.projection_gap) == (
@@ -144,8 +146,8 @@ def assert_same_calls(some: Calls, others: Calls) -> None:
         for name in ("q", "k", "v", "out", "lse", "weights", "mask", "visible", "hidden_norms"):
             one, other = getattr(a, name), getattr(b, name)
             assert (one is None) == (other is None), name
-            if one is not None:
-                assert torch.equal(one, other), name
+            if one is not None and other is not None:
+                torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5, equal_nan=True, msg=name)
         assert (a.projection is None) == (b.projection is None)
         if a.projection is not None and b.projection is not None:
             assert torch.equal(a.projection.weight, b.projection.weight)

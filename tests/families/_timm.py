@@ -86,6 +86,7 @@ def _family(
     projection: str | None = "attn.proj.weight",
     kinds: tuple[str, ...] = ("self",) * LAYERS,
     value: Any = _fused_qkv,
+    bitwise: bool = True,
 ) -> Family:
     site = Site(
         block="blocks.{}",
@@ -104,6 +105,7 @@ def _family(
         partial(_example, PATCHES + prefix),
         partial(_layers, sites),
         kinds,
+        bitwise=bitwise,
     )
 
 
@@ -112,7 +114,14 @@ _EVA: dict[str, Any] = {**VIT, "embed_dim": 24, "use_rot_pos_emb": True, "qkv_bi
 TIMM = (
     _family("timm-vit", "vit", 1, VIT),
     _family("timm-vit-reg", "vit", 4, {**VIT, "reg_tokens": 3, "init_values": 1.0}, scale="ls1.gamma"),
-    _family("timm-vit-map", "vit", 0, {**VIT, "class_token": False, "global_pool": "map"}, kinds=("self", "self", "cross")),
+    _family(
+        "timm-vit-map",
+        "vit",
+        0,
+        {**VIT, "class_token": False, "global_pool": "map"},
+        kinds=("self", "self", "cross"),
+        bitwise=False,  # the linear layer on the pool's expanded query picks another matrix product
+    ),
     _family("timm-vit-gated", "vit", 1, {**VIT, "attn_layer": "gated"}, projection=None),
     _family("timm-eva02", "eva", 1, _EVA),
     _family("timm-eva02-subln", "eva", 1, {**_EVA, "scale_attn_inner": True, "qkv_fused": False}, projection=None, value="attn.v_proj"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -107,8 +107,8 @@ def save_processor(folder: Path, **changes: Any) -> None:
 WORDS = ("the", "cat", "sat", "on", "mat", "dog", "ran", "far", "42", "bird")
 
 
-def bert_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """Words with [CLS] before and [SEP] after, saved beside a model; ids: [PAD] 0, [UNK] 1, [CLS] 2, [SEP] 3, [MASK] 4."""
+def bert_tokenizer(folder: Path) -> None:
+    """Words between [CLS] and [SEP], saved beside a model; ids: [PAD] 0, [UNK] 1, [CLS] 2, [SEP] 3, [MASK] 4."""
     vocabulary = {
         token: i for i, token in enumerate(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, ".", ",", "##."))
     }
@@ -117,10 +117,10 @@ def bert_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.WordPiece()
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     named = {f"{name.lower()}_token": f"[{name}]" for name in ("PAD", "UNK", "CLS", "SEP", "MASK")}
-    return _saved(tokenizer, folder, model_max_length=29, **named)
+    _saved(tokenizer, folder, model_max_length=29, **named)
 
 
-def llama_tokenizer(folder: Path, *, bos: bool, side: str = "right") -> PreTrainedTokenizerFast:
+def llama_tokenizer(folder: Path, *, bos: bool, side: str = "right") -> None:
     """Words with <s> before the text if `bos`; ids: <s> 0, </s> 1, <extra> 2; no padding token."""
     vocabulary = {
         token: i
@@ -131,15 +131,14 @@ def llama_tokenizer(folder: Path, *, bos: bool, side: str = "right") -> PreTrain
     tokenizer.decoder = decoders.Metaspace()
     if bos:
         tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    return _saved(
+    _saved(
         tokenizer, folder, bos_token="<s>", eos_token="</s>", additional_special_tokens=["<extra>"], padding_side=side
     )
 
 
-def _saved(tokenizer: Tokenizer, folder: Path, **options: Any) -> PreTrainedTokenizerFast:
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **options)
+def _saved(tokenizer: Tokenizer, folder: Path, **options: Any) -> None:
+    fast = cast(Any, PreTrainedTokenizerFast)(tokenizer_object=tokenizer, **options)
     fast.save_pretrained(folder)
-    return fast
 
 
 def picture(height: int, width: int, seed: int = 0) -> Image.Image:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from sinkscope._errors import InputError, MissingExtraError
 from sinkscope.models import Model, load, make_inputs
+from sinkscope.models._pictures import read_picture
 from tests.models._tiny import bert_tokenizer, picture, save, save_processor
 
 COUNT, GROUP = 13, 5
@@ -84,17 +85,21 @@ def test_a_folder_of_parquet_files_is_one_dataset(model: Model, expected: torch.
     as_structs(tmp_path / "train-00001-of-00002.parquet", numbers=range(7, COUNT))
     inputs = make_inputs(model, str(tmp_path), batch_size=4)
     assert torch.equal(torch.cat([batch.args[0] for batch in inputs.batches()]), expected)
+    picture(40, 40).save(tmp_path / "a.png")
+    assert make_inputs(model, str(tmp_path)).identity["kind"] == "images"
+    assert make_inputs(model, str(tmp_path), kind="dataset").identity["count"] == COUNT
 
 
 def test_row_groups_and_pictures_that_are_not_needed_are_not_read(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import sinkscope.models._datasets as room
-
     path = as_structs(tmp_path / "a.parquet")
     opened: list[str] = []
     groups: list[int] = []
-    real = room.read_picture
+
+    def read(source: Path | bytes, name: str) -> Image.Image:
+        opened.append(name)
+        return read_picture(source, name)
 
     class File(pq.ParquetFile):  # type: ignore[misc]
         def read_row_group(self, number: int, **options: Any) -> Any:
@@ -102,7 +107,7 @@ def test_row_groups_and_pictures_that_are_not_needed_are_not_read(
             return super().read_row_group(number, **options)
 
     monkeypatch.setattr(pq, "ParquetFile", File)
-    monkeypatch.setattr(room, "read_picture", lambda source, name: opened.append(name) or real(source, name))
+    monkeypatch.setattr("sinkscope.models._datasets.read_picture", read)
     inputs = make_inputs(model, path, batch_size=4)
     list(inputs.batches(skip=frozenset({0, 1})))
     assert opened == [f"row {number}" for number in range(8, COUNT)]
@@ -114,7 +119,7 @@ def test_a_bad_row_is_named(model: Model, tmp_path: Path) -> None:
     values[2] = {"bytes": png(2)[:-50], "path": None}
     values[3] = {"bytes": None, "path": None}
     path = write(tmp_path / "a.parquet", "img", values)
-    with pytest.raises(InputError, match="row 2, which cannot be read as a picture"):
+    with pytest.raises(InputError, match=r"row 2, which cannot be read as a picture"):
         list(make_inputs(model, path).batches())
     (batch,) = make_inputs(model, path, skip_bad=True).batches()
     assert batch.names == ("0", "1") and list(batch.bad) == ["2", "3"]
@@ -132,7 +137,7 @@ def test_columns_that_do_not_tell(columns: dict[str, Any], what: str, model: Mod
 def test_a_broken_parquet_file(model: Model, tmp_path: Path) -> None:
     path = as_structs(tmp_path / "a.parquet")
     path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(InputError, match="a.parquet, which is no readable parquet file"):
+    with pytest.raises(InputError, match=r"a.parquet, which is no readable parquet file"):
         make_inputs(model, path)
 
 
@@ -150,8 +155,13 @@ def test_texts_are_read_one_after_the_other_and_cut_into_windows(tmp_path: Path)
 
 def hub(monkeypatch: pytest.MonkeyPatch, table: Any, splits: list[str]) -> list[tuple[str, str]]:
     asked: list[tuple[str, str]] = []
+
+    def fetch(name: str, split: str) -> Any:
+        asked.append((name, split))
+        return table
+
     monkeypatch.setattr(datasets, "get_dataset_split_names", lambda name: splits)
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: asked.append((name, split)) or table)
+    monkeypatch.setattr(datasets, "load_dataset", fetch)
     return asked
 
 
@@ -160,7 +170,7 @@ def test_a_dataset_of_the_hub(model: Model, expected: torch.Tensor, monkeypatch:
     rows = {"image": [{"bytes": png(number), "path": None} for number in range(COUNT)], "label": list(range(COUNT))}
     table = datasets.Dataset.from_dict(rows, features=features)
     asked = hub(monkeypatch, table, ["train", "test"])
-    with pytest.raises(InputError, match="the dataset org/name without a split; expected one of train, test"):
+    with pytest.raises(InputError, match=r"the dataset org/name without a split; expected one of train, test"):
         make_inputs(model, "org/name", kind="dataset")
     inputs = make_inputs(model, "org/name:test", kind="dataset", batch_size=COUNT)
     (batch,) = inputs.batches()
@@ -175,7 +185,7 @@ def test_a_dataset_that_cannot_be_had(model: Model, monkeypatch: pytest.MonkeyPa
         raise ConnectionError("Couldn't reach 'org/name' on the Hub")
 
     monkeypatch.setattr(datasets, "get_dataset_split_names", refuse)
-    with pytest.raises(InputError, match="the dataset org/name, which cannot be loaded .*Couldn't reach"):
+    with pytest.raises(InputError, match=r"the dataset org/name, which cannot be loaded .*Couldn't reach"):
         make_inputs(model, "org/name", kind="dataset")
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(MissingExtraError) as caught:

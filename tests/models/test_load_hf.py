@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from sinkscope._errors import MissingExtraError, ModelReferenceError, OptionError, WeightsError
+from sinkscope._errors import MissingExtraError, ModelReferenceError, OptionError, ResourceError, WeightsError
 from sinkscope.models import load
 from tests.models._tiny import HF, save
 
@@ -179,14 +181,80 @@ def test_a_broken_config(config: str, tmp_path: Path) -> None:
 
 def test_a_model_with_its_own_code_needs_consent(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "own", "auto_map": {"AutoConfig": "code.OwnConfig"}}')
-    with pytest.raises(ModelReferenceError, match="runs Python code that comes with the model") as caught:
+    with pytest.raises(ModelReferenceError, match=r"runs Python code that comes with the model") as caught:
         load(str(tmp_path))
     assert "trust_remote_code=True" in caught.value.next_step
 
 
+OWN_CODE = """
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+
+class OwnConfig(PretrainedConfig):
+    model_type = "own"
+
+class OwnModel(PreTrainedModel):
+    config_class = OwnConfig
+    main_input_name = "input_ids"
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.table = torch.nn.Embedding(7, 5)
+        self.post_init()
+
+    def forward(self, input_ids):
+        return self.table(input_ids)
+"""
+
+
+def test_with_consent_the_models_own_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr("sys.path", [*sys.path])
+    folder = tmp_path / "own"
+    folder.mkdir()
+    (folder / "code.py").write_text(OWN_CODE)
+    auto = {"AutoConfig": "code.OwnConfig", "AutoModel": "code.OwnModel"}
+    config = {"model_type": "own", "architectures": ["OwnModel"], "auto_map": auto}
+    (folder / "config.json").write_text(json.dumps(config))
+    table = torch.arange(35.0).reshape(7, 5)
+    save_file({"table.weight": table}, folder / "model.safetensors", metadata={"format": "pt"})
+    model = load(str(folder), trust_remote_code=True)
+    assert (type(model.module).__name__, model.modality, model.notes) == ("OwnModel", "text", ())
+    assert torch.equal(model.module(torch.tensor([3])), table[3:4])
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "found"),
+    [
+        (
+            OSError("org/a does not appear to have a file named model.safetensors"),
+            WeightsError,
+            "no safetensors weights",
+        ),
+        (OSError("We couldn't connect to the hub"), ModelReferenceError, "the hub cannot be reached"),
+        (SafetensorError("header too large"), WeightsError, "corrupt or cut off weights"),
+        (torch.OutOfMemoryError("x"), ResourceError, "memory ran out while loading"),
+        (RuntimeError("issues during conversion\nmore"), WeightsError, "weights of .* that do not load .issues during"),
+        (ImportError("needs `sentencepiece`"), MissingExtraError, "needs a package that is missing"),
+        (ValueError("Unrecognized rope"), ModelReferenceError, "does not load .Unrecognized rope"),
+    ],
+)
+def test_what_transformers_raises_becomes_one_line(
+    error: Exception, kind: type[Exception], found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    save("dinov2", tmp_path)
+    monkeypatch.setattr("transformers.Dinov2Model.from_pretrained", fail)
+    with pytest.raises(kind, match=found) as caught:
+        load(str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
 def test_inputs_of_the_other_kind(tmp_path: Path) -> None:
     save("llama", tmp_path)
-    with pytest.raises(OptionError, match="vision inputs for .*, a LlamaForCausalLM; expected text inputs"):
+    with pytest.raises(OptionError, match=r"vision inputs for .*, a LlamaForCausalLM; expected text inputs"):
         load(str(tmp_path), modality="vision")
 
 
@@ -208,6 +276,6 @@ def test_a_device_map_needs_accelerate(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("transformers.modeling_utils.is_accelerate_available", lambda: False)
     monkeypatch.setattr("transformers.integrations.accelerate.is_accelerate_available", lambda: False)
     save("dinov2", tmp_path)
-    with pytest.raises(MissingExtraError, match="accelerate") as caught:
+    with pytest.raises(MissingExtraError, match=r"accelerate") as caught:
         load(str(tmp_path), device_map="auto")
     assert caught.value.next_step == "pip install accelerate"

@@ -40,11 +40,11 @@ def test_a_module_is_used_as_it_is() -> None:
     module = HF["dinov2"]().to(torch.float64).train()
     model = load(module)
     assert (model.device, model.dtype, module.training) == ("cpu", "float64", True)
-    with pytest.raises(OptionError, match="dtype, device_map or tp_plan with a module"):
+    with pytest.raises(OptionError, match=r"dtype, device_map or tp_plan with a module"):
         load(module, dtype="float32")
-    with pytest.raises(OptionError, match="device 'cuda' with a module on cpu"):
+    with pytest.raises(OptionError, match=r"device 'cuda' with a module on cpu"):
         load(module, device="cuda")
-    with pytest.raises(OptionError, match="text inputs for a Dinov2Model; expected vision inputs"):
+    with pytest.raises(OptionError, match=r"text inputs for a Dinov2Model; expected vision inputs"):
         load(module, modality="text")
 
 
@@ -60,10 +60,9 @@ def test_a_module_from_a_folder_finds_its_preprocessing_there(tmp_path: Path) ->
 
 
 def test_a_module_made_in_memory_has_none() -> None:
-    with pytest.raises(InputError, match="no usable image preprocessing for module:Dinov2Model") as caught:
+    with pytest.raises(InputError, match=r"pictures for module:Dinov2Model, a model that takes vision; .*, or tensors"):
         make_inputs(load(HF["dinov2"]()), [picture(40, 50)])
-    assert "pass tensors" in caught.value.next_step
-    with pytest.raises(InputError, match="pictures for module:Linear, a model of unknown modality"):
+    with pytest.raises(InputError, match=r"pictures for module:Linear, a model of unknown modality"):
         make_inputs(load(nn.Linear(3, 5)), [picture(40, 50)])
-    with pytest.raises(InputError, match="text for module:Linear, a model of unknown modality"):
+    with pytest.raises(InputError, match=r"text for module:Linear, a model of unknown modality"):
         make_inputs(load(nn.Linear(3, 5)), ["a text"])

@@ -46,9 +46,12 @@ def test_a_tag_comes_from_its_repository_with_its_preprocessing_and_activation(
     asked: list[tuple[str, str]] = []
     monkeypatch.setattr("open_clip.list_pretrained_tags_by_model", lambda name: list(tags))
     monkeypatch.setattr("open_clip.get_pretrained_cfg", lambda name, tag: tags.get(tag, {}))
-    monkeypatch.setattr(
-        "huggingface_hub.hf_hub_download", lambda repo, file, **_: asked.append((repo, file)) or str(path)
-    )
+
+    def download(repository: str, filename: str, **_: object) -> str:
+        asked.append((repository, filename))
+        return str(path)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     model = load(f"open_clip:{tiny_clip}", modality="vision")
     assert asked == [("org/repo", "open_clip_model.safetensors")]
     assert model.notes == (
@@ -64,7 +67,7 @@ def test_a_tag_comes_from_its_repository_with_its_preprocessing_and_activation(
     assert torch.allclose(pixels[0], (levels - mean) / std, atol=1e-6)
     with pytest.raises(WeightsError, match=f"the tag old of {tiny_clip} has pickled weights only"):
         load(f"open_clip:{tiny_clip}?pretrained=old")
-    with pytest.raises(ModelReferenceError, match="knows no weights 'nope' .* one of mine, old, or a safetensors"):
+    with pytest.raises(ModelReferenceError, match=r"knows no weights 'nope' .* one of mine, old, or a safetensors"):
         load(f"open_clip:{tiny_clip}?pretrained=nope")
 
 
@@ -92,7 +95,7 @@ def test_text_is_padded_to_the_context_and_valid_up_to_its_end(tiny_clip: str) -
 
 def test_padding_that_the_tower_reads_is_valid(tiny_clip: str) -> None:
     model = load(f"open_clip:{tiny_clip}?pretrained=false", modality="text")
-    model.module.attn_mask = None
+    model.module.register_buffer("attn_mask", None)
     batch = next(make_inputs(model, ["dog"]).batches())
     assert batch.valid is None
     assert batch.layouts[0] is not None and batch.layouts[0].roles[3:] == ("pad",) * 10
@@ -100,7 +103,7 @@ def test_padding_that_the_tower_reads_is_valid(tiny_clip: str) -> None:
 
 def test_a_text_longer_than_the_context_is_never_cut(tiny_clip: str, tmp_path: Path) -> None:
     model = load(f"open_clip:{tiny_clip}?pretrained=false", modality="text")
-    with pytest.raises(InputError, match="string 0 of 15 tokens; expected at most 13, as strings are never cut"):
+    with pytest.raises(InputError, match=r"string 0 of 15 tokens; expected at most 13, as strings are never cut"):
         next(make_inputs(model, ["dog " * 13]).batches())
     file = tmp_path / "long.txt"
     file.write_text("dog " * 25)

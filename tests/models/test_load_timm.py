@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -14,6 +16,7 @@ from sinkscope._errors import MissingExtraError, ModelReferenceError, OptionErro
 from sinkscope.models import load, make_inputs
 from tests.models._tiny import picture
 
+DATA: Any = importlib.import_module("timm.data")
 SMALL = "embed_dim=24&depth=2&num_heads=2&patch_size=7&img_size=28"
 REFERENCE = f"timm:vit_tiny_patch16_224?{SMALL}"
 
@@ -32,7 +35,7 @@ def test_a_checkpoint_file_is_loaded_and_fitted_to_the_size(tmp_path: Path) -> N
     assert (model.notes, model.dtype) == ((), "float64")
     assert load(f"{REFERENCE}&checkpoint={path}").weights_sha256() == saved.weights_sha256()
     larger = load(f"timm:vit_tiny_patch16_224?{SMALL.replace('28', '(28,42)')}&checkpoint={path}")
-    assert larger.module.pos_embed.shape == (1, 1 + 4 * 6, 24)  # type: ignore[union-attr]
+    assert larger.module.pos_embed.shape == (1, 1 + 4 * 6, 24)
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
@@ -86,9 +89,9 @@ def test_references_that_cannot_be_loaded(reference: str, error: type[Exception]
 
 
 def test_options_that_do_not_fit() -> None:
-    with pytest.raises(OptionError, match="text inputs for timm:.*; expected vision inputs"):
+    with pytest.raises(OptionError, match=r"text inputs for timm:.*; expected vision inputs"):
         load(f"{REFERENCE}&pretrained=false", modality="text")
-    with pytest.raises(OptionError, match="device_map or tp_plan"):
+    with pytest.raises(OptionError, match=r"device_map or tp_plan"):
         load(f"{REFERENCE}&pretrained=false", device_map="auto")
 
 
@@ -101,8 +104,8 @@ def test_without_timm_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_preprocessing_is_timms_own() -> None:
     model = load(f"{REFERENCE}&pretrained=false")
-    config = {**timm.data.resolve_data_config({}, model=model.module), "input_size": (3, 28, 28)}
-    expected = timm.data.create_transform(**config, is_training=False)
+    config = {**DATA.resolve_data_config({}, model=model.module), "input_size": (3, 28, 28)}
+    expected = DATA.create_transform(**config, is_training=False)
     image = picture(61, 83)
     batch = next(make_inputs(model, [image]).batches())
     assert batch.args[0].shape == (1, 3, 28, 28)

@@ -14,6 +14,7 @@ from torchvision.transforms.v2 import functional as F
 
 from sinkscope._errors import InputError, OptionError
 from sinkscope.models import Batch, Inputs, Model, load, make_inputs
+from sinkscope.models._pictures import read_picture
 from tests.models._tiny import picture, save, save_processor
 
 COUNT = 11
@@ -38,16 +39,13 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the pictures that have been read."""
-    import sinkscope.models._picture_items as room
-
     names: list[str] = []
-    real = room.read_picture
 
     def read(source: Path | bytes, name: str) -> Image.Image:
         names.append(Path(name).name)
-        return real(source, name)
+        return read_picture(source, name)
 
-    monkeypatch.setattr(room, "read_picture", read)
+    monkeypatch.setattr("sinkscope.models._picture_items.read_picture", read)
     return names
 
 
@@ -175,8 +173,8 @@ def test_one_picture_and_lists_of_paths(model: Model, folder: Path) -> None:
     for given in (paths, [str(path) for path in paths]):
         batch = next(make_inputs(model, given).batches())
         assert torch.equal(batch.args[0], whole.args[0]) and batch.names == tuple(str(path) for path in paths)
-    for given in (paths[0], Image.open(paths[0])):
-        batch = next(make_inputs(model, given).batches())
+    for single in (paths[0], Image.open(paths[0])):
+        batch = next(make_inputs(model, single).batches())
         assert torch.equal(batch.args[0], whole.args[0][:1])
 
 
@@ -217,7 +215,7 @@ def test_options_that_cannot_be(options: dict[str, Any], found: str, model: Mode
 
 
 def test_a_size_that_is_no_multiple_of_the_patch(model: Model, folder: Path) -> None:
-    with pytest.raises(InputError, match="a multiple of the patch, 7 x 7 pixels") as caught:
+    with pytest.raises(InputError, match=r"a multiple of the patch, 7 x 7 pixels") as caught:
         make_inputs(model, folder, size=30)
     assert caught.value.next_step == "--size 28"
 
@@ -233,7 +231,7 @@ def test_a_model_of_fixed_size_interpolates_its_positions_when_asked(tmp_path: P
 
 def test_a_model_without_preprocessing(tmp_path: Path) -> None:
     save("dinov2", tmp_path)
-    with pytest.raises(InputError, match="no usable image preprocessing for") as caught:
+    with pytest.raises(InputError, match=r"no usable image preprocessing for") as caught:
         make_inputs(load(str(tmp_path)), [picture(40, 40)])
     assert caught.value.expected == "preprocessor_config.json beside the model"
 
@@ -246,6 +244,6 @@ def test_a_processor_that_keeps_the_aspect_ratio(tmp_path: Path) -> None:
     batches = list(make_inputs(model, wide, batch_size=1).batches())
     grids = [(layout.rows[-1], layout.cols[-1]) for batch in batches for layout in batch.layouts if layout]
     assert grids == [(3, 5), (3, 7)]
-    with pytest.raises(InputError, match="different sizes") as caught:
+    with pytest.raises(InputError, match=r"different sizes") as caught:
         list(make_inputs(model, wide).batches())
     assert caught.value.next_step == "--batch-size 1"

@@ -73,7 +73,7 @@ def test_pictures_are_turned_as_exif_says(tmp_path: Path) -> None:
 
 def test_floating_point_pictures_have_no_known_range(tmp_path: Path) -> None:
     Image.fromarray(np.ones((5, 7), np.float32)).save(tmp_path / "a.tif")
-    with pytest.raises(InputError, match="a.tif, a picture of floating point numbers"):
+    with pytest.raises(InputError, match=r"a.tif, a picture of floating point numbers"):
         read_picture(tmp_path / "a.tif", "a.tif")
 
 

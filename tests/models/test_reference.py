@@ -41,5 +41,5 @@ def test_other_forms_are_refused_with_the_list(text: str) -> None:
 
 
 def test_options_without_a_value_are_refused() -> None:
-    with pytest.raises(ModelReferenceError, match="options 'pretrained' in the reference timm:vit"):
+    with pytest.raises(ModelReferenceError, match=r"options 'pretrained' in the reference timm:vit"):
         parse_reference("timm:vit?pretrained")

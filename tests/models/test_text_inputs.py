@@ -184,7 +184,7 @@ def test_strings_are_never_cut(texts: list[str], options: dict[str, Any], found:
 
 def test_an_empty_string_of_a_model_without_special_tokens(tmp_path: Path) -> None:
     model = llama(tmp_path, bos=False)
-    with pytest.raises(InputError, match="string 1, which has no tokens"):
+    with pytest.raises(InputError, match=r"string 1, which has no tokens"):
         list(make_inputs(model, ["cat", ""]).batches())
 
 
@@ -198,17 +198,19 @@ def test_an_encoder_decoder_keeps_a_place_for_its_start_token(tmp_path: Path) ->
     assert model.run(batch).logits.shape[:2] == (len(batch.names), 29)
 
 
-def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
-    save("bert", tmp_path)
-    with pytest.raises(InputError, match="no usable tokenizer for") as caught:
+@pytest.mark.parametrize("family", ["bert", "llama", "gpt2"])
+def test_a_folder_without_a_tokenizer(family: str, tmp_path: Path) -> None:
+    save(family, tmp_path)
+    with pytest.raises(InputError, match=r"no usable tokenizer for") as caught:
         make_inputs(load(str(tmp_path)), ["a text"])
     assert "pass token ids" in caught.value.next_step
 
 
 def test_pictures_for_a_text_model(bert: Model, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="pictures for .*, a model that takes text"):
-        make_inputs(bert, tmp_path / "a.png", kind="images") if (tmp_path / "a.png").touch() is None else None
-    with pytest.raises(OptionError, match="size for .*, which takes text"):
+    (tmp_path / "a.png").touch()
+    with pytest.raises(InputError, match=r"pictures for .*, a model that takes text"):
+        make_inputs(bert, tmp_path / "a.png", kind="images")
+    with pytest.raises(OptionError, match=r"size for .*, which takes text"):
         make_inputs(bert, ["cat"], size=28)
-    with pytest.raises(InputError, match="no file or folder the cat; .*text itself as a list of strings"):
+    with pytest.raises(InputError, match=r"no file or folder the cat; .*text itself as a list of strings"):
         make_inputs(bert, "the cat")

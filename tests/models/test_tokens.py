@@ -32,7 +32,12 @@ def test_a_token_is_a_word_if_it_has_a_letter_digit_or_mark() -> None:
 
 def test_tokens_that_are_not_valid_are_padding_and_every_id_is_looked_up_once() -> None:
     asked: list[int] = []
-    table = TokenTable({}, lambda token: asked.append(token) or "a")  # type: ignore[func-returns-value]
+
+    def surface(token: int) -> str:
+        asked.append(token)
+        return "a"
+
+    table = TokenTable({}, surface)
     valid = torch.tensor([[True, True, False], [False, True, True]])
     layouts = table.layouts([[5, 7, 5], [7, 5, 7]], valid)
     assert [layout.roles for layout in layouts] == [("word", "word", "pad"), ("pad", "word", "word")]

@@ -26,7 +26,13 @@ MARKS = {"cls": 11.0, "distill": 13.0, "register": 17.0}
 
 
 def _timm(name: str, **options: Any) -> Callable[[], nn.Module]:
-    sizes = {"img_size": (HEIGHT, WIDTH), "patch_size": PATCH, "embed_dim": 24, "depth": 2, "num_heads": 2}
+    sizes: dict[str, Any] = {
+        "img_size": (HEIGHT, WIDTH),
+        "patch_size": PATCH,
+        "embed_dim": 24,
+        "depth": 2,
+        "num_heads": 2,
+    }
     return lambda: timm.create_model(name, pretrained=False, **sizes, **options)
 
 

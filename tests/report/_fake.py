@@ -25,6 +25,7 @@ class Fake:
     heads: int = 5
     inputs: int = 13
     text: bool = False
+    wordpiece: bool = False
     strength: float = 1.0
     routed: float = 1.0
     projection: bool = True
@@ -215,6 +216,7 @@ def _gallery(
     sinks, masses = np.array(events["sink"][at], int), np.array(events["mass"][at])
     mass = rng.dirichlet(np.full(n, 0.3), size=per_input) * (1 - masses[:, None])
     mass[np.arange(per_input), sinks] = masses
+    words = ("it", "slept", "##s", ".") if fake.wordpiece else WORDS
     item = GalleryItem(
         input=fake.name(index),
         kind="text" if fake.text else "picture",
@@ -222,7 +224,7 @@ def _gallery(
         rows=None if fake.text else GRID,
         cols=None if fake.text else GRID,
         prefix=0 if fake.text else 1,
-        tokens=("<s>", *(WORDS[i % len(WORDS)] for i in range(n - 1))) if fake.text else None,
+        tokens=("<s>", *(words[i % len(words)] for i in range(n - 1))) if fake.text else None,
         roles=(("bos", *["word"] * (n - 1)) if fake.text else ("cls", *["patch"] * (n - 1))) if fake.roles else None,
     )
     if fake.text:

@@ -189,6 +189,19 @@ def test_texts_are_shaded_by_received_mass(show: Open, artifact: Artifacts) -> N
     assert tokens.first.inner_text() == "<s>"
 
 
+def test_word_pieces_are_set_apart(show: Open) -> None:
+    page = show(text=True, wordpiece=True, inputs=3)
+    text = page.locator("#gallery-items .tokens").first.inner_text()
+    assert text.startswith("<s> it slept##s . it slept##s .")
+
+
+def test_without_events_the_map_starts_with_the_sink_rate(show: Open) -> None:
+    page = show(routed=0.5)
+    assert page.get_by_label("sink rate", exact=True).is_checked()
+    assert page.locator("figure[data-figure=event_rate]").is_hidden()
+    assert page.locator("figure[data-figure=sink_rate]").is_visible()
+
+
 @pytest.mark.parametrize(
     "properties",
     [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sinkscope.capture._call import HIDDEN_BIAS, AttentionCall, Projection
 from sinkscope.capture._coverage import Coverage, build_coverage
+from sinkscope.capture._follower import storage_of
 from sinkscope.capture._modules import attention_modules, looks_cross, residual_blocks
 from sinkscope.capture._ops import FusedArguments
 from sinkscope.capture._recorder import Recorder
@@ -42,7 +43,8 @@ class Calls(list[AttentionCall]):
         self._on_call = on_call
         self._attention = attention_modules(root)
         self._blocks = residual_blocks(root)
-        self._parameters = {p.untyped_storage()._cdata: name for name, p in root.named_parameters()}
+        self._parameters = {p.data_ptr(): name for name, p in root.named_parameters()}  # may share one storage
+        self._parameter_storages = {storage_of(p) for p in root.parameters()}
         self._recorder = Recorder(self)
         self._stack: list[_Frame] = []
         self._pending: list[AttentionCall] = []
@@ -107,8 +109,8 @@ class Calls(list[AttentionCall]):
         self._recorder.follow(call, out)
 
     def on_projection(self, call: AttentionCall, x: Tensor, weight: Tensor) -> None:
-        key = weight.untyped_storage()._cdata
-        if key not in self._layouts:
+        key = weight.data_ptr()
+        if key not in self._layouts or key not in self._parameters:
             self._layouts[key] = _layout_gap(call.out, x)
         call.projection_gap = self._layouts[key]
         if call.projection_gap is None:
@@ -116,12 +118,18 @@ class Calls(list[AttentionCall]):
 
     def on_scaled(self, call: AttentionCall, factor: Tensor) -> None:
         if call.projection is not None:
-            call.projection = Projection(
-                call.projection.weight, call.projection.name, layer_scale=factor.detach().reshape(-1)
-            )
+            call.projection = replace(call.projection, layer_scale=factor.detach().reshape(-1))
 
-    def on_changed(self, call: AttentionCall, operation: str) -> None:
-        call.projection_gap = f"the attention output is changed in place by {operation} before the projection"
+    def on_gap(self, call: AttentionCall, reason: str) -> None:
+        call.projection, call.projection_gap = None, reason
+
+    def is_parameter(self, tensor: Tensor) -> bool:
+        """Whether a tensor is a parameter of the watched module, or a view of one."""
+        return storage_of(tensor) in self._parameter_storages
+
+    def is_inside(self, call: AttentionCall) -> bool:
+        """Whether the module of the call is still being executed."""
+        return any(frame.name == call.module for frame in self._stack)
 
     # -- modules ------------------------------------------------------------------------------------------------------
 

@@ -62,7 +62,7 @@ COPIES = frozenset(
     }
 )
 """Operations whose result holds the values of their first argument, whether it shares the storage or not."""
-MATMULS = {aten.addmm.default: 1, aten.mm.default: 0}
+MATMULS = {aten.addmm.default: 1, aten.mm.default: 0, aten.bmm.default: 0}
 """Matrix products and the position of their left factor."""
 
 COMPOSITES = frozenset(
@@ -76,6 +76,15 @@ COMPOSITES = frozenset(
     }
 )
 """Operations that reach a dispatch mode whole under inference mode; opened up so that one set of rules suffices."""
+
+
+
+def is_composite(func: Any) -> bool:
+    """Whether an operation is nothing but other operations. Under inference mode it reaches a dispatch mode whole."""
+    if not isinstance(func, torch._ops.OpOverload):
+        return False
+    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
+
 
 _UNSEEN = ("flash_attn", "xformers", "sage", "natten", "vllm", "flashinfer")
 

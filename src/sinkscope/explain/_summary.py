@@ -12,6 +12,7 @@ from ._kinds import SINK_MASS, SINK_RATE
 from ._shares import MIN_SINK_INPUTS
 
 _ROLES_NAMED = 3
+_ORDINARY = ("word", "punctuation", "special")
 _LOOK_ALIKES = {
     "uniform": ("averages uniformly", "average uniformly"),
     "diagonal": ("attends mostly to itself", "attend mostly to themselves"),
@@ -19,7 +20,9 @@ _LOOK_ALIKES = {
 }
 
 
-def summarise(manifest: Mapping[str, Any], heads: pd.DataFrame) -> list[str]:
+def summarise(
+    manifest: Mapping[str, Any], heads: pd.DataFrame, sink_tokens: pd.DataFrame | None = None
+) -> list[str]:
     """Three plain sentences: where the sinks are; what they look like under the rule; what they write, and the next
     step. A sink head is one of kind `sink`.
 
@@ -27,12 +30,22 @@ def summarise(manifest: Mapping[str, Any], heads: pd.DataFrame) -> list[str]:
 
     - `manifest`: the model's `reference` and the `rule` are used.
     - `heads`: the table of heads.
+    - `sink_tokens`: the columns `sink`, `role` and `mass` of the events; with them the first sentence says how many
+        sinks on ordinary tokens stand at the start of the input, as those of language models do.
     """
     sinks = heads[heads["kind"] == "sink"]
-    return [_where(manifest, heads, sinks), _looks(manifest, heads), _writes(heads, sinks)]
+    start = "" if sink_tokens is None or sinks.empty else _at_start(sink_tokens)
+    return [_where(manifest, heads, sinks, start), _looks(manifest, heads), _writes(heads, sinks)]
 
 
-def _where(manifest: Mapping[str, Any], heads: pd.DataFrame, sinks: pd.DataFrame) -> str:
+def _at_start(sink_tokens: pd.DataFrame) -> str:
+    held = sink_tokens[(sink_tokens["mass"] >= SINK_MASS) & sink_tokens["role"].isin(_ORDINARY)]
+    if held.empty:
+        return ""
+    return f"; {_percent(float((held['sink'] == 0).mean()))} of the sinks on ordinary tokens are the first token"
+
+
+def _where(manifest: Mapping[str, Any], heads: pd.DataFrame, sinks: pd.DataFrame, start: str) -> str:
     reference, n_heads = manifest["model"]["reference"], _number(len(heads), "head")
     test = (
         f"mass >= {SINK_MASS} on one token for at least {_percent(SINK_RATE)} of {_number(_n_inputs(heads), 'input')}"
@@ -42,7 +55,7 @@ def _where(manifest: Mapping[str, Any], heads: pd.DataFrame, sinks: pd.DataFrame
     else:
         verb = "is a sink head" if len(sinks) == 1 else "are sink heads"
         text = f"{len(sinks):,} of {n_heads} of {reference} {verb} ({test}): {_listed(_roles(sinks))}"
-    return text + _virtual(heads) + "."
+    return text + start + _virtual(heads) + "."
 
 
 def _roles(sinks: pd.DataFrame) -> list[str]:

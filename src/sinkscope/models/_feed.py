@@ -70,12 +70,15 @@ class Feed:
         return replace(batch, layouts=(None,) * len(batch.names))
 
     def _vision(self, batch: Batch) -> Batch:
-        pixels = _main(batch, "pixel_values")
+        pictures = batch.pictures or (None,) * len(batch.names)
+        pixels = self._main(batch)
+        if self.tokens is None and batch.kwargs:  # a model of its own kind knows its arguments better
+            return replace(batch, layouts=(None,) * len(batch.names), pictures=pictures)
         if not isinstance(pixels, Tensor) or pixels.ndim != 4 or not pixels.is_floating_point():
-            shape = f"{pixels.dtype} {tuple(pixels.shape)}" if isinstance(pixels, Tensor) else type(pixels).__name__
+            shape = f"{pixels.dtype} {tuple(pixels.shape)}" if isinstance(pixels, Tensor) else str(sorted(batch.kwargs))
             raise InputError(
                 f"{shape} as pictures for {self.model.reference}",
-                "a floating point tensor of batch x channels x height x width",
+                f"a floating point tensor of batch x channels x height x width, {self._main_name} in a dict",
                 "preprocess and stack the pictures, or pass a folder or PIL pictures",
             )
         height, width = pixels.shape[-2:]
@@ -93,14 +96,15 @@ class Feed:
         if built is not None and (built if isinstance(built, list | tuple) else [built] * 2) != [height, width]:
             if "interpolate_pos_encoding" in inspect.signature(self.model.module.forward).parameters:
                 kwargs.setdefault("interpolate_pos_encoding", True)
-        pictures = batch.pictures or (None,) * len(batch.names)
         return replace(batch, kwargs=kwargs, layouts=(layout,) * len(batch.names), pictures=pictures)
 
     def _text(self, batch: Batch) -> Batch:
-        ids, mask = _main(batch, "input_ids"), batch.kwargs.get("attention_mask")
+        ids, mask = self._main(batch), batch.kwargs.get("attention_mask")
+        masked = isinstance(mask, Tensor) and mask.ndim == 2 and not bool(mask.all())
         nothing = (None,) * len(batch.names)
+        batch = replace(batch, valid=mask.bool() if masked else None, layouts=nothing, pictures=nothing)
         if not isinstance(ids, Tensor):  # embeddings, or a form of its own: the forward will tell
-            return replace(batch, layouts=nothing, pictures=nothing)
+            return batch
         if ids.ndim != 2 or ids.is_floating_point():
             raise InputError(
                 f"{ids.dtype} {tuple(ids.shape)} as token ids for {self.model.reference}",
@@ -108,13 +112,25 @@ class Feed:
                 "tokenize first, or pass strings",
             )
         self._check_vocabulary(ids)
-        valid = mask.bool() if isinstance(mask, Tensor) and mask.shape == ids.shape else None
-        valid = None if valid is None or bool(valid.all()) else valid
+        if self._known_codec is None:
+            return batch
+        return replace(batch, layouts=self._known_codec.layouts(ids.tolist(), batch.valid))
+
+    @cached_property
+    def _known_codec(self) -> TextCodec | None:
+        """The tokenizer if there is one: token ids can do without, they only have no roles then."""
         try:
-            layouts: tuple[Any, ...] = self.codec.layouts(ids.tolist(), valid)
-        except InputError:  # no tokenizer, so no roles
-            layouts = nothing
-        return replace(batch, valid=valid, layouts=layouts, pictures=nothing)
+            return self.codec
+        except InputError:
+            return None
+
+    @cached_property
+    def _main_name(self) -> str:
+        """The argument that holds pictures or token ids: the forward's first."""
+        return next(iter(inspect.signature(self.model.module.forward).parameters))
+
+    def _main(self, batch: Batch) -> Any:
+        return batch.args[0] if batch.args else batch.kwargs.get(self._main_name)
 
     def _check_vocabulary(self, ids: Tensor) -> None:
         embedding = getattr(self.model.module, "get_input_embeddings", lambda: None)()
@@ -133,10 +149,6 @@ class Feed:
             expected,
             "pass a dict of the forward's arguments, or load the model by its reference",
         )
-
-
-def _main(batch: Batch, name: str) -> Any:
-    return batch.args[0] if batch.args else batch.kwargs.get(name)
 
 
 def rows_of(arguments: Mapping[str, Any] | Tensor) -> int:

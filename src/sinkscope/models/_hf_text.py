@@ -59,12 +59,11 @@ class HFText:
         return len(self._before) + len(self._after)
 
     def content(self, text: str) -> list[int]:
-        with quiet():  # a text longer than the model's maximum is cut into windows, and no cause for a warning
-            return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        # Not verbose: a text longer than the model's maximum is cut into windows, and no cause for a warning.
+        return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def encode(self, text: str) -> list[int]:
-        with quiet():
-            return list(self._tokenizer(text)["input_ids"])
+        return list(self._tokenizer(text, verbose=False)["input_ids"])
 
     def wrap(self, content: Sequence[int]) -> list[int]:
         return [*self._before, *content, *self._after]
@@ -109,12 +108,18 @@ def hf_text(source: str, module: nn.Module, trust_remote_code: bool) -> HFText:
             )
     except Exception as error:
         # Missing, unreadable and unknown tokenizers raise OSError, ValueError, KeyError, TypeError and ImportError.
-        raise InputError(
-            f"no usable tokenizer for {source} ({first_line(error)})",
-            "tokenizer.json and tokenizer_config.json beside the model",
-            "add the files, or pass token ids as a tensor or dict",
-        ) from None
+        raise _no_tokenizer(source, first_line(error)) from None
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # some classes make an empty one where there are no files
+        raise _no_tokenizer(source, "it knows no words")
     return HFText(tokenizer, module)
+
+
+def _no_tokenizer(source: str, reason: str) -> InputError:
+    return InputError(
+        f"no usable tokenizer for {source} ({reason})",
+        "tokenizer.json and tokenizer_config.json beside the model",
+        "add the files, or pass token ids as a tensor or dict",
+    )
 
 
 def special_roles(tokenizer: Any) -> dict[int, Role]:

@@ -16,7 +16,7 @@ from sinkscope.models._feed import Feed, rows_of
 from sinkscope.models._items import Assemble, ItemInputs, Items
 from sinkscope.models._model import Model
 from sinkscope.models._picture_items import PictureFiles, PictureItems, PicturesInMemory, PictureSource
-from sinkscope.models._pictures import SUFFIXES
+from sinkscope.models._pictures import SUFFIXES, picture_files
 from sinkscope.models._stream import StreamInputs, TensorRows, stacked
 from sinkscope.models._text_items import Strings, read_text, text_origin, windows
 from sinkscope.models._types import Inputs
@@ -130,7 +130,8 @@ def _from_path(feed: Feed, given: str, kind: Kind | None, options: _Options) -> 
     if kind == "dataset" and not path.exists() and path.suffix != ".parquet":
         return _dataset(feed, HubColumn(given, feed.model.modality), path, options)
     _existing(path)
-    if parquet and kind in (None, "dataset"):
+    pictures, _ = picture_files(path) if path.is_dir() else ([], 0)
+    if parquet and (kind == "dataset" or (kind is None and not pictures)):
         return _dataset(feed, ParquetColumn(parquet, feed.model.modality), path, options)
     if kind == "dataset":
         raise InputError(

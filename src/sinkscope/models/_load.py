@@ -81,8 +81,8 @@ def _module(module: nn.Module, modality: Modality | None, device: str) -> Model:
     prepare = Preparation()
     if hasattr(module, "config") and hasattr(module, "main_input_name"):
         found = hf_modality(module)
-        source = str(getattr(module.config, "_name_or_path", "") or f"module:{type(module).__name__}")
-        prepare = hf_preparation(source, module)
+        source = getattr(module.config, "_name_or_path", "")
+        prepare = hf_preparation(source, module) if source else Preparation()
     elif hasattr(module, "pretrained_cfg"):
         found, prepare = "vision", timm_preparation(module)
     elif hasattr(module, "preprocess_cfg"):

@@ -75,7 +75,7 @@ _MODELS = (
         "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         "Apache-2.0",
         93,
-        540,
+        541,
     ),
 )
 

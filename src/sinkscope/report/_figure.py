@@ -85,12 +85,21 @@ def layer_axis(axes: Axes, layers: Sequence[int]) -> None:
     axes.set_xlabel("layer", color=INK)
 
 
+_STEPS = (
+    (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9),
+    (1, 1.2, 1.5, 2, 3, 4, 5, 7),
+    (1, 2, 5),
+    (1, 3),
+    (1,),
+)
+
+
 def log_ticks(axis: Axis, low: float, high: float, most: int = 7) -> None:
     """As many plain numbers as fit, such as 1, 2, 5 times powers of ten, as ticks of a log axis with these limits."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for steps in ((1, 1.2, 1.5, 2, 3, 4, 5, 7), (1, 2, 5), (1, 3), (1,)):
+    for steps in _STEPS:
         ticks = [step * 10.0**decade for decade in decades for step in steps if low <= step * 10.0**decade <= high]
         if len(ticks) <= most:
             break

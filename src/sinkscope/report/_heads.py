@@ -36,6 +36,10 @@ def _share(name: str) -> Callable[[Row], str]:
     return lambda row: percent(row[name])
 
 
+def _number(name: str) -> Callable[[Row], str]:
+    return lambda row: number(row[name])
+
+
 def _with_interval(name: str, form: Callable[[Any], str]) -> Callable[[Row], str]:
     def text(row: Row) -> str:
         span = interval(row[f"{name}_low"], row[f"{name}_high"], form)
@@ -57,9 +61,9 @@ def table_columns() -> tuple[TableColumn, ...]:
         ("virtual_mass", "attention that learned or virtual sinks take"),
     )
     shares = (
-        ("silent", "what the sink does not write"),
-        ("constant", "what it writes on every input alike"),
-        ("content", "what it writes about this input"),
+        ("silent", "what is missing to an ordinary token"),
+        ("constant", "the same on every input"),
+        ("content", "what differs from input to input"),
     )
     return (
         TableColumn("head", "layer and query head", lambda row: head_name(row["layer"], row["head"]), "order", True),
@@ -74,7 +78,7 @@ def table_columns() -> tuple[TableColumn, ...]:
             for name, text in medians
         ),
         *(TableColumn(name, f"events of class {name}", _plain(name), name) for name in ("nop", "broadcast", "other")),
-        *(TableColumn(name, f"share: {text}", _share(name), name) for name, text in shares),
+        *(TableColumn(name, f"energy (ordinary token = 1): {text}", _number(name), name) for name, text in shares),
     )
 
 
@@ -89,8 +93,8 @@ _CARD: tuple[tuple[str, str, Callable[[Any], str], tuple[str, ...]], ...] = (
             "entropy_share", "hidden_norm", "hidden_norm_median", "virtual_mass",
         ),
     ),
-    ("What the sink writes, relative to an ordinary token", "", percent,
-     ("silent", "constant", "content", "content_share")),
+    ("What the sink writes: energy, ordinary token = 1", "", number, ("silent", "constant", "content")),
+    ("Of that energy", "", percent, ("content_share",)),
 )  # fmt: skip
 _UNITS = {"entropy": " nat"}
 

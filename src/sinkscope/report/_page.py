@@ -51,6 +51,7 @@ def build_page(data: ReportData) -> str:
         data=_json(_script_data(rows, gallery, _key(ranked[0]))),
         summary=summarise(data.manifest, data.heads),
         heat=heat,
+        measure=(HEATMAPS[0] if data.events else HEATMAPS[1]).name,
         figures=figures,
         sections=[*_NOTES, *((spec.name, spec.title) for spec in FIGURES), *_LAST],
         gallery_count=len(gallery),
@@ -193,5 +194,5 @@ def _span(values: Sequence[int]) -> str:
 
 
 def _when(manifest: dict[str, Any]) -> str:
-    created = pd.Timestamp(manifest["created"]).strftime("%Y-%m-%d %H:%M")
+    created = pd.Timestamp(manifest["created"]).strftime("%Y-%m-%d %H:%M %Z")
     return f"{created}, {number(manifest['seconds'])} s"

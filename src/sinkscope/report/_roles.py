@@ -56,11 +56,12 @@ def _caption(data: ReportData) -> str:
     parts = ", ".join(f"{role} {percent(n / data.sinks)}" for role, n in totals.items())
     leaders = counts[counts.sum(axis=1) > 0].idxmax(axis=1)
     runs: list[list[str | int]] = []
-    for layer, role in leaders.items():
-        if runs and runs[-1][2] == role:
-            runs[-1][1] = int(str(layer))
+    for key, role in leaders.items():
+        layer = int(str(key))
+        if runs and runs[-1][1:] == [layer - 1, role]:
+            runs[-1][1] = layer
         else:
-            runs.append([int(str(layer)), int(str(layer)), str(role)])
+            runs.append([layer, layer, str(role)])
     said = ", ".join(f"{role} in layer {a}" if a == b else f"{role} in layers {a} to {b}" for a, b, role in runs[:6])
     more = f" and {len(runs) - 6} more changes" if len(runs) > 6 else ""
     return (

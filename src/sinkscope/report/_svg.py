@@ -11,6 +11,7 @@ from sinkscope.report._figure import Mark
 _SVG = "http://www.w3.org/2000/svg"
 _XLINK = "http://www.w3.org/1999/xlink"
 _HREF = f"{{{_XLINK}}}href"
+_COORDINATES = {"d", "x", "y", "transform"}
 _DECIMALS = re.compile(r"(\d+\.\d\d)\d+")
 _REFERENCE = re.compile(r"url\(#([^)]+)\)")
 
@@ -26,7 +27,10 @@ def finish_svg(
     """
     ElementTree.register_namespace("", _SVG)
     ElementTree.register_namespace("xlink", _XLINK)
-    root = ElementTree.fromstring(_DECIMALS.sub(r"\1", raw.decode()))
+    root = ElementTree.fromstring(raw)
+    for element in root.iter():
+        for key in _COORDINATES & element.attrib.keys():
+            element.set(key, _DECIMALS.sub(r"\1", element.attrib[key]))
     for child in root.findall(f"{{{_SVG}}}metadata"):
         root.remove(child)
     for defs in root.iter(f"{{{_SVG}}}defs"):

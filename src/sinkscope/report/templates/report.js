@@ -150,11 +150,12 @@
       : Array.from({ length: item.rows * item.cols }, (_, i) => item.prefix + i);
     return patches.map((token, i) => [token, Math.floor(i / item.cols), i % item.cols]);
   }
+  const readable = (text) => text.replaceAll("\n", "⏎\u200b") || "∅";
   function tokenName(item, token) {
     const role = item.roles ? item.roles[token] : "token";
     const place = places(item).find(([other]) => other === token);
     if (place) return `patch in row ${place[1]}, column ${place[2]}`;
-    const text = item.tokens && token < item.tokens.length ? ` “${item.tokens[token]}”` : "";
+    const text = item.tokens && token < item.tokens.length ? ` “${readable(item.tokens[token].trim() || item.tokens[token])}”` : "";
     return `${role}${text} at position ${token}`;
   }
   function chip(item, token, state) {
@@ -187,10 +188,12 @@
   }
   function drawText(item, state) {
     const box = make("div", { class: "tokens", tabindex: "0", role: "group", "aria-label": `Tokens of ${item.name}` });
+    const spaced = item.tokens.some((text) => /^\s|\s$/.test(text));
     item.tokens.forEach((text, token) => {
+      if (token && !spaced && !text.startsWith("##")) box.append(" "); // WordPiece keeps no spaces
       const mass = state.mass.get(token) ?? 0;
       const sink = token === state.sink;
-      const span = make("span", { class: `token${sink ? " sink" : ""}${mass > 0.45 ? " strong" : ""}` }, text.replaceAll("\n", "⏎\n") || "∅");
+      const span = make("span", { class: `token${sink ? " sink" : ""}${mass > 0.45 ? " strong" : ""}` }, readable(text));
       if (mass) {
         span.style.background = shade(mass);
         span.title = `position ${token}, mass ${digits(mass)}`;
@@ -275,7 +278,7 @@
   body.addEventListener("click", (event) => choose(event.target.closest("tr").dataset.head));
 
   document.documentElement.classList.remove("no-script");
-  showMeasure("event_rate");
+  showMeasure($("input[name=measure]:checked").value);
   choose(chosen);
   matchMedia("(max-width: 640px)").addEventListener("change", frames);
 })();
