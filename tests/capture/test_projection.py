@@ -276,7 +276,7 @@ def no_projection(_m: TailAttention, out: Tensor, _x: Tensor) -> Tensor:
         (modulated, "multiplied by a factor that is no parameter"),
         (modulated_per_token, "multiplied by a factor that is no parameter"),
         (no_projection, "goes through aten.add before a projection"),
-        (contracted, "changed before the projection"),
+        (contracted, "goes through aten.bmm before a projection"),
         (one_matrix_per_input, "goes through aten.bmm before a projection"),
         (read_before, "goes through aten.sigmoid before a projection"),
     ],

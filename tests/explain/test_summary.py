@@ -151,3 +151,18 @@ def test_from_an_artifact_with_a_planted_broadcast_and_a_planted_nop(tmp_path: P
         "Of 2 sink heads whose write could be measured, 1 mostly stays silent and 1 mostly writes what is in the "
         f"input; {CAUSES} (for silence) or registers (for content).",
     ]
+
+
+def test_sinks_on_ordinary_tokens_are_placed() -> None:
+    """Three sinks on words or punctuation, two of them the first token; CLS and weak ones do not count."""
+    tokens = pd.DataFrame(
+        {
+            "sink": [0, 0, 7, 0, 5],
+            "role": ["word", "punctuation", "word", "cls", "word"],
+            "mass": [0.9, 0.3, 0.5, 0.9, 0.29],
+        }
+    )
+    heads = _heads(_sink(1, "word"))
+    assert summarise(MANIFEST, heads, tokens)[0].endswith("; 66.7% of the sinks on ordinary tokens are the first token.")
+    assert "first token" not in summarise(MANIFEST, heads, tokens[tokens["role"] == "cls"])[0]
+    assert "first token" not in summarise(MANIFEST, heads)[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -123,30 +124,34 @@ def exact_softmax() -> Iterator[list[Tensor]]:
 
 
 def observe(model: nn.Module, example: Example, sites: list[Site]) -> list[ReferenceLayer]:
-    """Run the eager float64 model with plain module hooks at the sites, and read the layers off them."""
-    hidden: dict[str, Tensor] = {}
-    inputs: dict[str, tuple[Any, ...]] = {}
-    weights: dict[str, Tensor] = {}
+    """Run the eager float64 model with plain module hooks at the sites, and read the layers off them.
+
+    A block that runs several times is named by as many sites.
+    """
+    hidden: defaultdict[str, list[Tensor]] = defaultdict(list)
+    inputs: defaultdict[str, list[tuple[Any, ...]]] = defaultdict(list)
+    weights: defaultdict[str, list[Tensor]] = defaultdict(list)
     handles = []
-    for site in sites:
+    for site in {site.block: site for site in sites}.values():
         block = model.get_submodule(site.block)
         attention = block.get_submodule(site.attention)
 
         def keep_hidden(_m: Any, args: Any, kwargs: Any, *, key: str = site.block) -> None:
-            hidden[key] = _first(args, kwargs)
+            hidden[key].append(_first(args, kwargs))
 
         def keep_input(_m: Any, args: Any, kwargs: Any, *, key: str = site.block) -> None:
-            inputs[key] = args or (_first(args, kwargs),)
+            inputs[key].append(args or (_first(args, kwargs),))
 
         def keep_weights(module: Any, args: Any, kwargs: Any, output: Any, *, site: Site = site) -> None:
             assert site.weights is not None
-            weights[site.block] = site.weights(module, args, kwargs, output)
+            found = site.weights(module, args, kwargs, output)
             if site.sink_column:
-                assert torch.equal(results[-1][..., :-1], weights[site.block])
-                weights[site.block] = results[-1]
+                assert torch.equal(results[-1][..., :-1], found)
+                found = results[-1]
+            weights[site.block].append(found)
 
         def keep_dropped(_m: Any, args: Any, *, key: str = site.block) -> None:
-            weights[key] = args[0]
+            weights[key].append(args[0])
 
         handles.append(block.register_forward_pre_hook(keep_hidden, with_kwargs=True))
         handles.append(attention.register_forward_pre_hook(keep_input, with_kwargs=True))
@@ -158,7 +163,11 @@ def observe(model: nn.Module, example: Example, sites: list[Site]) -> list[Refer
         model(*example.args, **example.kwargs)
     for handle in handles:
         handle.remove()
-    return [_layer(model, example, site, hidden[site.block], inputs[site.block], weights[site.block]) for site in sites]
+    layers = []
+    for site in sites:
+        seen = (found[site.block].pop(0) for found in (hidden, inputs, weights))
+        layers.append(_layer(model, example, site, *seen))  # type: ignore[arg-type]
+    return layers
 
 
 def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

@@ -120,6 +120,17 @@ HF_TEXT = (
         _repeated(_BERT),
     ),
     _family(
+        "albert",
+        partial(
+            _build,
+            "AlbertModel",
+            "AlbertConfig",
+            {"vocab_size": VOCABULARY, "embedding_size": 11, "max_position_embeddings": 64, **_SMALL, "num_hidden_layers": 5},
+        ),
+        partial(_example, padding="right", cache=False),
+        [_ALBERT] * 5,
+    ),
+    _family(
         "clip-text",
         partial(
             _build, "CLIPTextModel", "CLIPTextConfig", {"vocab_size": VOCABULARY, "max_position_embeddings": TOKENS, **_SMALL}

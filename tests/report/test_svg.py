@@ -12,7 +12,8 @@ RAW = b"""<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg" xmlns:xli
 <defs><style>*{fill: red}</style><path id="dot" d="M 0.123456 1"/></defs>
 <g id="figure_1"><g id="patch_1"><path d="M 0 0"/></g>
 <g id="cells"><path d="M 1.23456 2" clip-path="url(#clip)"/><use xlink:href="#dot" x="3.98765"/></g>
-<clipPath id="clip"/><text id="text_1">0.001 and 0.123456</text><image xlink:href="data:image/png;base64,AA"/></g></svg>"""
+<clipPath id="clip"/><text id="text_1">0.001 and 0.123456</text>
+<image xlink:href="data:image/png;base64,AA"/></g></svg>"""
 MARKS = {"cells": [Mark(3, 2, "L3.H2: <most>"), Mark(3, 5, "other")]}
 
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from sinkscope.capture._call import HIDDEN_BIAS, AttentionCall, Projection
 from sinkscope.capture._coverage import Coverage, build_coverage
 from sinkscope.capture._follower import storage_of
+from sinkscope.capture._kernels import PLAIN_KERNELS
 from sinkscope.capture._modules import attention_modules, looks_cross, residual_blocks
 from sinkscope.capture._ops import FusedArguments
 from sinkscope.capture._recorder import Recorder
@@ -78,7 +79,7 @@ class Calls(list[AttentionCall]):
             q=arguments.q.detach(),
             k=arguments.k.detach(),
             lse=lse.detach()[..., : out.shape[2]],
-            mask=None if arguments.mask is None else arguments.mask.detach(),
+            mask=None if arguments.mask is None else _over_keys(arguments.mask.detach(), arguments.k.shape[2]),
             causal=arguments.causal,
             scale=arguments.scale,
         )
@@ -165,7 +166,8 @@ class Calls(list[AttentionCall]):
             if self._on_call is None:
                 self.append(call)
             else:
-                self._recorder.paused(lambda call=call: self._on_call(call))  # type: ignore[misc]
+                with _disable_current_modes():
+                    self._on_call(call)
 
     def _new_call(self, route: Literal["fused", "weights"], queries: int, keys: int, **tensors: Any) -> AttentionCall:
         attention = next((f for f in reversed(self._stack) if f.name in self._attention), None)
@@ -191,7 +193,7 @@ class Calls(list[AttentionCall]):
             kind=kind,
             route=route,
             virtual_keys=virtual,
-            hidden_norms=_hidden_norms(block, tensors["out"]),
+            hidden_norms=_hidden_norms(block, tensors["out"], self._attention.get(module)),
             **tensors,
         )
         self._pending.append(call)
@@ -221,10 +223,19 @@ def _hidden_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | Non
     return None
 
 
-def _hidden_norms(block: _Frame | None, out: Tensor) -> Float[Tensor, "batch tokens"] | None:
+def _over_keys(mask: Tensor, keys: int) -> Float[Tensor, "#batch #heads #queries keys"]:
+    mask = mask[(None,) * (4 - mask.dim())]
+    return mask.expand(*mask.shape[:3], keys)
+
+
+def _hidden_norms(
+    block: _Frame | None, out: Tensor, attention: nn.Module | None
+) -> Float[Tensor, "batch tokens"] | None:
     if block is None or block.hidden is None:
         return None
     batch, queries = out.shape[0], out.shape[2]
+    if batch == queries and getattr(attention, "batch_first", True) is False:
+        return None  # the block may have either first, and the shape does not tell
     if block.norms is None:
         block.norms = torch.linalg.vector_norm(
             block.hidden.detach(), dim=-1, dtype=torch.promote_types(block.hidden.dtype, torch.float32)
@@ -283,10 +294,7 @@ def capture(module: nn.Module, on_call: Callable[[AttentionCall], None] | None =
         for name, inner in _watched(module, calls):
             stack.callback(inner.register_forward_pre_hook(_entering(calls, name), with_kwargs=True).remove)
             stack.callback(inner.register_forward_hook(_leaving(calls, name), always_call=True).remove)
-        fast = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)
-        stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
-        stack.enter_context(_uncompiled())
+        stack.enter_context(PLAIN_KERNELS)
         stack.callback(recorder.forget)
         with recorder:
             yield calls
@@ -311,11 +319,3 @@ def _leaving(calls: Calls, name: str) -> Callable[[nn.Module, tuple[Any, ...], A
         calls._leave(name)
 
     return hook
-
-
-def _uncompiled() -> AbstractContextManager[Any]:
-    """Compiled code runs as plain Python inside; importing the compiler just to say so would cost seconds."""
-    if "torch._dynamo" not in sys.modules:
-        return nullcontext()
-    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
-    return stance

@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any
 
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from sinkscope.capture._ops import MATMULS, aten
 
@@ -93,7 +94,8 @@ class Follower:
         for key in [key for key, (other, _) in self._outputs.items() if other is call]:
             self._read[key] = self._outputs.pop(key)
         self._projected[storage_of(result)] = (call, result)
-        self._listener.on_projection(call, x, weight)
+        with _disable_current_modes():  # other captures around this one need not see it look
+            self._listener.on_projection(call, x, weight)
         return True
 
     def _weight(self, factor: Tensor) -> Tensor | None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from enum import Enum, auto
 from functools import cache
 from typing import Any
 
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from sinkscope.capture._follower import Follower, storage_of
 from sinkscope.capture._ops import COMPOSITES, COPIES, FUSED, SOFTMAX, FusedArguments, aten, is_composite, unseen_attention
@@ -56,7 +55,6 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
     def __init__(self, listener: Any) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # untyped in torch
         self._listener = listener
-        self._paused = False
         self._softmax: dict[int, tuple[Tensor, Tensor]] = {}
         self._follower = Follower(listener)
         self.unseen: dict[str, str] = {}
@@ -70,14 +68,6 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
         self._softmax.clear()
         self._follower.forget()
 
-    def paused(self, work: Callable[[], None]) -> None:
-        """Run `work` without recording it."""
-        self._paused = True
-        try:
-            work()
-        finally:
-            self._paused = False
-
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         """Compiled code runs as plain Python under a capture, so the compiler need not be imported to step aside."""
@@ -89,7 +79,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
         sort = _sort(func)
         following = bool(self._follower)
         opens = sort is _Sort.COMPOSITE or (sort is _Sort.OTHER_COMPOSITE and (following or self._softmax))
-        if self._paused or (sort in (_Sort.OTHER, _Sort.OTHER_COMPOSITE) and not opens and not following):
+        if sort in (_Sort.OTHER, _Sort.OTHER_COMPOSITE) and not opens and not following:
             return func(*args, **kwargs) if kwargs else func(*args)
         kwargs = kwargs or {}
         if opens:
@@ -111,17 +101,18 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
         if sort is _Sort.COPY:
             self._copy(args[0], result)
         elif following:
-            self.paused(lambda: self._follower.observe(func, args, kwargs, result))
+            self._follower.observe(func, args, kwargs, result)
         return result
 
     def _fused(self, arguments: FusedArguments, result: tuple[Tensor, ...]) -> None:
-        out, lse = result[0], result[1]
-        self.paused(lambda: self._listener.on_fused(arguments, out, lse))
+        with _disable_current_modes():
+            self._listener.on_fused(arguments, result[0], result[1])
 
     def _product(self, left: Tensor, right: Tensor, result: Tensor) -> None:
         if self._softmax and storage_of(left) in self._softmax:
             logits, _ = self._softmax.pop(storage_of(left))
-            self.paused(lambda: self._listener.on_weights(logits, left, right, result))
+            with _disable_current_modes():
+                self._listener.on_weights(logits, left, right, result)
 
     def _copy(self, source: Any, result: Tensor) -> None:
         old, new = storage_of(source), storage_of(result)

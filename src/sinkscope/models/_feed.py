@@ -100,9 +100,9 @@ class Feed:
 
     def _text(self, batch: Batch) -> Batch:
         ids, mask = self._main(batch), batch.kwargs.get("attention_mask")
-        masked = isinstance(mask, Tensor) and mask.ndim == 2 and not bool(mask.all())
+        valid = mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 and not bool(mask.all()) else None
         nothing = (None,) * len(batch.names)
-        batch = replace(batch, valid=mask.bool() if masked else None, layouts=nothing, pictures=nothing)
+        batch = replace(batch, valid=valid, layouts=nothing, pictures=nothing)
         if not isinstance(ids, Tensor):  # embeddings, or a form of its own: the forward will tell
             return batch
         if ids.ndim != 2 or ids.is_floating_point():

@@ -49,7 +49,7 @@ def build_page(data: ReportData) -> str:
         css=Markup(css),
         script=Markup(script),
         data=_json(_script_data(rows, gallery, _key(ranked[0]))),
-        summary=summarise(data.manifest, data.heads),
+        summary=summarise(data.manifest, data.heads, data.artifact.events(["sink", "role", "mass"])),
         heat=heat,
         measure=(HEATMAPS[0] if data.events else HEATMAPS[1]).name,
         figures=figures,

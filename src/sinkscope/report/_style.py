@@ -12,7 +12,6 @@ INK = "#22262b"
 MUTED = "#5f6873"
 GRID = "#dfe3e8"
 EMPTY = "#c6ccd3"
-ACCENT = "#0b5cad"
 
 BLUE, SKY, GREEN, YELLOW, ORANGE, VERMILLION, PURPLE = (
     "#0072b2", "#56b4e9", "#009e73", "#f0e442", "#e69f00", "#d55e00", "#cc79a7"
