@@ -86,9 +86,11 @@ class Diagnosis:
         return self.artifact.heads
 
     def summary(self) -> str:
-        """The coverage line and three sentences that sum the model up."""
+        """The coverage line, notes on the model if there are any, and three sentences that sum it up."""
         sinks = self.artifact.events(["sink", "role", "mass"])
-        return "\n".join([self.manifest["coverage"]["line"], *summarise(self.artifact.manifest, self.heads, sinks)])
+        notes = [f"note: {note}" for note in self.manifest["model"]["notes"]]
+        sentences = summarise(self.artifact.manifest, self.heads, sinks)
+        return "\n".join([self.manifest["coverage"]["line"], *notes, *sentences])
 
     def report(self, path: Path | str | None = None) -> Path:
         """Write the offline HTML report, next to the tables unless `path` says otherwise.
@@ -250,6 +252,7 @@ def _manifest(model: Model, supply: Inputs, options: DiagnoseOptions, rule: Rule
                 "weights_sha256": model.weights_sha256(),
                 "parameters": model.parameters,
                 "dtype": model.dtype,
+                "notes": list(model.notes),
             }
         ),
         inputs=supply.identity,

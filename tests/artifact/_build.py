@@ -21,6 +21,7 @@ def manifest(**options: Any) -> Manifest:
         "weights_sha256": "ab12",
         "parameters": 17,
         "dtype": "float32",
+        "notes": [],
     }
     return build_manifest(
         model=model,

@@ -19,6 +19,7 @@ MODEL: ModelInfo = {
     "weights_sha256": "0",
     "parameters": 1,
     "dtype": "float32",
+    "notes": [],
 }
 
 

@@ -163,6 +163,8 @@ def test_sinks_on_ordinary_tokens_are_placed() -> None:
         }
     )
     heads = _heads(_sink(1, "word"))
-    assert summarise(MANIFEST, heads, tokens)[0].endswith("; 66.7% of the sinks on ordinary tokens are the first token.")
+    assert summarise(MANIFEST, heads, tokens)[0].endswith(
+        "; 66.7% of the sinks on ordinary tokens are the first token."
+    )
     assert "first token" not in summarise(MANIFEST, heads, tokens[tokens["role"] == "cls"])[0]
     assert "first token" not in summarise(MANIFEST, heads)[0]

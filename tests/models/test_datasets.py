@@ -190,7 +190,7 @@ def test_a_dataset_that_cannot_be_had(model: Model, monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(MissingExtraError) as caught:
         make_inputs(model, "org/name", kind="dataset")
-    assert caught.value.next_step == 'pip install "sinkscope[datasets]"'
+    assert caught.value.next_step == 'pip install "sinkscope[train]"'
 
 
 def test_a_published_dataset(model: Model) -> None:

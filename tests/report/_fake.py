@@ -59,6 +59,7 @@ def write_fake(folder: Path, fake: Fake | None = None) -> Path:
             "weights_sha256": "0123456789abcdef" * 4,
             "parameters": 22_056_577,
             "dtype": "float32",
+            "notes": [],
         },
         inputs={
             "kind": "text" if fake.text else "images",

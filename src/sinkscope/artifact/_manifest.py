@@ -40,9 +40,10 @@ ModelInfo = TypedDict(
         "weights_sha256": str,
         "parameters": int,
         "dtype": str,
+        "notes": list[str],
     },
 )
-"""The measured model: how it is loaded, its class, and a hash of its weights."""
+"""The measured model: how it is loaded, its class, a hash of its weights, and what a reader should know of it."""
 
 
 class Manifest(TypedDict):

@@ -142,9 +142,7 @@ class Calls(list[AttentionCall]):
         frame = _Frame(name, _hidden_input(args, kwargs))
         if name in self._attention:
             other = any(isinstance(kwargs.get(key), Tensor) for key in _OTHER_SEQUENCE_KEYS)
-            two = len(args) > 1 and isinstance(args[0], Tensor) and isinstance(args[1], Tensor)
-            reads_two = two and type(args[0]) is type(args[1]) and hasattr(self._attention[name], "in_proj_weight")
-            frame.cross = other or looks_cross(name) or (reads_two and args[1] is not args[0])
+            frame.cross = other or looks_cross(name) or _reads_two(self._attention[name], args, kwargs)
             frame.cached = any(kwargs.get(key) is not None for key in _CACHE_KEYS)
         self._stack.append(frame)
 
@@ -206,6 +204,15 @@ class Calls(list[AttentionCall]):
             if isinstance(heads, int) and heads > 0 and rows % heads == 0:
                 return heads
         return None
+
+
+def _reads_two(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether nn.MultiheadAttention is given queries and keys from two sequences."""
+    if not isinstance(module, nn.MultiheadAttention):
+        return False
+    query = args[0] if args else kwargs.get("query")
+    key = args[1] if len(args) > 1 else kwargs.get("key")
+    return query is not key
 
 
 def _virtual_keys(module: nn.Module | None) -> int:

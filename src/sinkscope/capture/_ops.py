@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 
 aten = torch.ops.aten
 
@@ -81,16 +82,18 @@ COMPOSITES = frozenset(
 
 def is_composite(func: Any) -> bool:
     """Whether an operation is nothing but other operations. Under inference mode it reaches a dispatch mode whole."""
-    if not isinstance(func, torch._ops.OpOverload):
+    if not isinstance(func, OpOverload):
         return False
     return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
 
 
-_UNSEEN = ("flash_attn", "xformers", "sage", "natten", "vllm", "flashinfer")
+_PACKAGES = ("flash_attn", "xformers", "sage", "natten", "vllm", "flashinfer")
+_NAMES = ("attention", "attn")
 
 
 def unseen_attention(name: str) -> bool:
-    """Whether an operation is an attention kernel whose inside cannot be read."""
-    space = name.split("::", maxsplit=1)[0].lower()
-    inside = name.lower()
-    return space.startswith(_UNSEEN) or "_native_multi_head_attention" in inside or "flex_attention" in inside
+    """Whether an operation, none of the above, is an attention kernel whose inside cannot be read."""
+    package, operation = name.lower().split("::", maxsplit=1) if "::" in name else ("", name.lower())
+    if "backward" in operation or "bwd" in operation:
+        return False
+    return any(word in package for word in _PACKAGES) or any(word in operation for word in _NAMES)

@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any
 
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from sinkscope.capture._follower import Follower, storage_of
@@ -51,6 +52,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
 
     Weights are followed by storage, and kept alive until `forget`, as the follower does with outputs.
     """
+
+    supports_higher_order_operators = True  # flex_attention is one; without this its call would fail
 
     def __init__(self, listener: Any) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # untyped in torch
@@ -100,7 +103,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
                 self.unseen[func.name()] = self._listener.where()
         if sort is _Sort.COPY:
             self._copy(args[0], result)
-        elif following:
+        elif following and isinstance(func, OpOverload):
             self._follower.observe(func, args, kwargs, result)
         return result
 

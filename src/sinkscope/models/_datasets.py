@@ -94,7 +94,7 @@ class HubColumn:
             raise MissingExtraError(
                 f"the dataset {name} of the hub needs datasets, which is not installed",
                 "the datasets extra, or the path of a parquet file",
-                'pip install "sinkscope[datasets]"',
+                'pip install "sinkscope[train]"',
             ) from None
         repository, _, split = name.partition(":")
         try:

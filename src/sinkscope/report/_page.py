@@ -169,6 +169,7 @@ def _measured(data: ReportData) -> dict[str, Any]:
         "version": manifest["sinkscope"],
         "lead": f"{n_inputs} of {tokens or 'an unknown number of'} tokens, {shape}, rule {data.rule.name}.",
         "coverage_line": coverage["line"],
+        "notes": data.manifest["model"]["notes"],
         "gaps": coverage["gaps"],
         "bad_inputs": list(coverage["bad_inputs"].items()),
         "layers": coverage["layers"],
