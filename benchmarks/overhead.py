@@ -71,6 +71,9 @@ class Nowhere:
 
     sampled = False
 
+    def __init__(self) -> None:
+        self.manifest = {"options": {"batch_size": 8}}
+
     def done(self) -> frozenset[int]:
         return frozenset()
 

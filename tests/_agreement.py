@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sinkscope.capture import AttentionCall, Calls, capture
 from sinkscope.measure import CallStatistics, measure_call, write_geometry
 from tests._reference import BESIDE, COLUMNS, ReferenceLayer, reference_columns
-from tests.families._family import Family
+from tests.families._family import Example, Family
 
 POSITIONS = ("sink", "top_sinks")
 """Columns that must be equal."""
@@ -56,8 +56,11 @@ class Difference:
 
 def captured(family: Family, batch: int, model: nn.Module | None = None) -> Calls:
     """All calls of the family's example under inference mode."""
-    model = family.build() if model is None else model
-    example = family.example(batch)
+    return calls_of(family.build() if model is None else model, family.example(batch))
+
+
+def calls_of(model: nn.Module, example: Example) -> Calls:
+    """All calls of one forward pass under inference mode."""
     with torch.inference_mode(), capture(model) as calls:
         model(*example.args, **example.kwargs)
     return calls

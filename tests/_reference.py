@@ -7,11 +7,14 @@ from the package, the write U is formed and its singular values are taken, visib
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+Row: TypeAlias = dict[str, np.ndarray | float | int]
 
 TOP = 4
 COLUMNS = (
@@ -93,7 +96,7 @@ def reference_columns(layer: ReferenceLayer) -> dict[str, np.ndarray]:
     return {name: np.array([[row[name] for row in of_input] for of_input in rows]) for name in rows[0][0]}
 
 
-def _row(layer: ReferenceLayer, b: int, h: int) -> dict[str, np.ndarray | float | int]:
+def _row(layer: ReferenceLayer, b: int, h: int) -> Row:
     a, v = layer.weights[b, h].numpy(), layer.values[b, h].numpy()
     visible, valid = layer.visible[b].numpy(), layer.valid[b].numpy()
     n = len(valid)
@@ -103,7 +106,7 @@ def _row(layer: ReferenceLayer, b: int, h: int) -> dict[str, np.ndarray | float 
         of_key = [i for i in queries if visible[i, j]]
         received[j] = np.mean(a[of_key, j]) if of_key else 0.0
     possible = sorted(candidates(visible, valid), key=lambda j: -received[j])
-    row: dict[str, np.ndarray | float | int] = {
+    row: Row = {
         "sink": possible[0] if possible else -1,
         "received": received,
         "top_sinks": _padded(possible[:TOP], -1),
@@ -123,16 +126,14 @@ def _row(layer: ReferenceLayer, b: int, h: int) -> dict[str, np.ndarray | float 
     return row
 
 
-def _sink(
-    layer: ReferenceLayer, s: int, a: np.ndarray, v: np.ndarray, b: int, h: int
-) -> dict[str, np.ndarray | float | int]:
+def _sink(layer: ReferenceLayer, s: int, a: np.ndarray, v: np.ndarray, b: int, h: int) -> Row:
     visible, valid = layer.visible[b].numpy(), layer.valid[b].numpy()
     column = np.array([a[i, s] for i in range(len(valid)) if valid[i] and visible[i, s]])
     others = [j for j in range(len(valid)) if valid[j] and j != s]
     lengths = np.linalg.norm(v, axis=-1)
-    row: dict[str, np.ndarray | float | int] = {
+    row: Row = {
         "mass": column.mean(),
-        "routed": np.mean(column >= 0.5),
+        "routed": float(np.mean(column >= 0.5)),
         "min_mass": column.min(),
         "value_ratio": lengths[s] / lengths[others].mean(),
         "sink_value": v[s],
@@ -142,7 +143,7 @@ def _sink(
         lengths = np.linalg.norm(u, axis=-1)
         row["update_ratio"] = lengths[s] / lengths[others].mean()
         row["sink_energy"] = lengths[s] ** 2
-        row["ordinary_energy"] = np.mean(lengths[others] ** 2)
+        row["ordinary_energy"] = float(np.mean(lengths[others] ** 2))
     return row
 
 

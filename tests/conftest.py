@@ -11,6 +11,8 @@ from collections.abc import Generator
 
 import pytest
 
+import tests._typecheck  # noqa: F401 - switches the check on before the package is imported
+
 # The same tests on every machine, whether or not it reaches the hub. Read when huggingface_hub is first imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
 

@@ -5,16 +5,27 @@ from __future__ import annotations
 import shlex
 import sys
 import tempfile
+import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from contextlib import ExitStack, nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sinkscope._errors import OptionError
-from sinkscope._world import World, joined
-from sinkscope.artifact import Artifact, Manifest, ModelInfo, attach_run, build_manifest, open_artifact, open_run
+from sinkscope._world import World, announced, joined
+from sinkscope.artifact import (
+    Artifact,
+    Manifest,
+    ModelInfo,
+    attach_run,
+    build_manifest,
+    open_artifact,
+    opened_run,
+    require_free,
+)
 from sinkscope.explain import Rule, build_heads, get_rule, summarise
-from sinkscope.measure import MeasureOptions, measure
+from sinkscope.measure import MeasureOptions, measure, write_unusable
 from sinkscope.models import Batch, Inputs, Modality, Model, load, make_inputs
 
 if TYPE_CHECKING:
@@ -22,6 +33,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 InputKind = Literal["images", "text", "dataset"]
+_LEAST = {"batch_size": 1, "limit": 1, "size": 1, "length": 2, "queries": 2, "seed": 0, "num_workers": 0}
 
 
 @dataclass(frozen=True)
@@ -51,7 +63,7 @@ class DiagnoseOptions:
     num_workers: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("limit", 1), ("size", 1), ("length", 2), ("queries", 2)):
+        for name, least in _LEAST.items():
             value = getattr(self, name)
             if value is not None and value != "all" and (not isinstance(value, int) or value < least):
                 flag = "--" + name.replace("_", "-")
@@ -63,7 +75,6 @@ class Diagnosis:
     """A finished diagnosis: the artifact and what to do with it. Shows itself in a notebook."""
 
     artifact: Artifact
-    _folder: tempfile.TemporaryDirectory[str] | None = field(default=None, repr=False)
 
     @property
     def path(self) -> Path:
@@ -155,9 +166,13 @@ def diagnose(
     """
     chosen = _options(options)
     event_rule = get_rule(rule)
-    folder = tempfile.TemporaryDirectory(prefix="sinkscope-") if out is None else None
-    path = Path(folder.name if folder is not None else str(out))
-    with joined() as world:
+    if out is None and announced().size > 1:
+        raise OptionError("several processes without out", "a folder that all of them reach", "pass out=FOLDER")
+    if out is not None:
+        require_free(Path(out))
+    kept = ExitStack()
+    path = Path(kept.enter_context(tempfile.TemporaryDirectory(prefix="sinkscope-")) if out is None else out)
+    with kept, joined() as world:
         loaded = (
             model if isinstance(model, Model) else _load(model, kind, chosen, trust_remote_code, device_map, tp_plan)
         )
@@ -174,11 +189,15 @@ def diagnose(
             kind=kind,
         )
         manifest = _manifest(loaded, supply, chosen, event_rule, command or _command(loaded, path))
-        _run(loaded, supply, path, manifest, chosen, world, on_batch)
-        if world.first:
-            finish(path, event_rule, chosen.seed, supply.n_batches)
-        world.wait()
-    return Diagnosis(open_artifact(path), folder)
+        with opened_run(path, manifest) if world.first else nullcontext():
+            world.wait()
+            _run(loaded, supply, path, chosen, world, on_batch)
+            if world.first:
+                finish(path, event_rule, chosen.seed, supply.n_batches)
+            world.wait()
+        diagnosis = Diagnosis(open_artifact(path))
+        weakref.finalize(diagnosis, kept.pop_all().close)
+    return diagnosis
 
 
 def finish(path: Path, rule: Rule, seed: int, n_batches: int | None) -> None:
@@ -195,22 +214,21 @@ def _run(
     model: Model,
     supply: Inputs,
     path: Path,
-    manifest: Manifest,
     options: DiagnoseOptions,
     world: World,
     on_batch: Callable[[Batch, int | None], None] | None,
 ) -> None:
-    if world.first:
-        open_run(path, manifest)
-    world.wait()
     queries = None if options.queries == "all" else options.queries
-    measure(
+    run = attach_run(path)
+    unusable = measure(
         model,
         supply,
-        attach_run(path),
-        MeasureOptions(queries=queries, seed=options.seed, rank=world.rank, world=world.size),
+        run,
+        MeasureOptions(queries, options.seed, world.rank, world.size),
         None if on_batch is None else lambda batch: on_batch(batch, supply.n_batches),
     )
+    world.wait()  # for what the first batch of any process tells about the model
+    write_unusable(run, unusable)
     world.wait()
 
 

@@ -31,8 +31,13 @@ REFERENCE_FORMS = (
     ("hf:NAME or a folder", "a transformers model from the hub, or a local folder with config.json and safetensors"),
     ("timm:NAME[?pretrained=false]", "a timm model; further keys go to timm.create_model"),
     ("open_clip:NAME[?pretrained=TAG]", "an open_clip model; --images takes its picture tower, --text its text tower"),
-    ("zoo:NAME", "real weights that need no hub:"),
+    ("zoo:NAME", "real weights that need no hub: downloaded once from the package index, then kept"),
 )
+
+
+def one_line(text: str) -> str:
+    """Text that may hold names of files, fit for one line of a terminal: no line breaks and no control characters."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(text.split()))
 
 
 def head_lines(heads: pd.DataFrame, count: int) -> str:

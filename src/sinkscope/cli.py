@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from sinkscope import __version__
-from sinkscope._errors import OptionError, ResourceError, SinkError
+from sinkscope._ending import one_line_errors, stoppable
+from sinkscope._errors import InputError, MissingExtraError, OptionError
+from sinkscope._world import announced
 
 if TYPE_CHECKING:
     from sinkscope._diagnose import Diagnosis
@@ -27,18 +26,17 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-USAGE_ERROR: Any = typer.BadParameter.__base__
-"""What the argument parser raises for wrong arguments; typer exports only this subclass."""
+_LARGEST_SEED = 2**32 - 1
 
-_STOPPED = "stopped; parts that were done are kept; next: run the same command again, it goes on from there"
-
-Folder = Annotated[Path, typer.Argument(help="An artifact: the --out folder of a diagnosis.", show_default=False)]
+Folder = Annotated[
+    Path, typer.Argument(metavar="FOLDER", help="What a diagnosis has written: its --out folder.", show_default=False)
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
 def main() -> NoReturn:
     """Run the command line; foreseeable mistakes end as one line on stderr and exit code 2."""
-    with _one_line_errors():
+    with one_line_errors():
         code = app(standalone_mode=False)
     raise SystemExit(code or 0)
 
@@ -53,77 +51,118 @@ def version_or_help(
         raise typer.Exit
 
 
-@app.command()
+@app.command(epilog="Example: sinkscope diagnose zoo:minilm-l6 --text book.txt --out minilm")
 def diagnose(
     reference: Annotated[
-        str, typer.Argument(metavar="REF", help="The model; forms: sinkscope models", show_default=False)
+        str,
+        typer.Argument(metavar="REF", help="The model: a folder, or a name as `sinkscope models` lists them."),
     ],
-    out: Annotated[Path, typer.Option(help="Folder of the artifact; an unfinished run there goes on.")],
-    images: Annotated[Path | None, typer.Option(help="Folder of pictures, or one picture.", show_default=False)] = None,
-    text: Annotated[Path | None, typer.Option(help="Text file, cut into windows.", show_default=False)] = None,
+    out: Annotated[
+        Path,
+        typer.Option(metavar="FOLDER", help="Where the results go. A run that was stopped there goes on."),
+    ],
+    images: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="Pictures: a folder, searched with its subfolders, or one file."),
+    ] = None,
+    text: Annotated[Path | None, typer.Option(metavar="FILE", help="A text file, cut into windows.")] = None,
     dataset: Annotated[
-        str | None, typer.Option(help="Parquet file, or name of a hub dataset.", show_default=False)
+        str | None,
+        typer.Option(metavar="NAME", help="A parquet file or a folder of them, or NAME[:SPLIT] of a hub dataset."),
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Measure only the first N inputs.", show_default=False)] = None,
-    batch_size: Annotated[int, typer.Option(help="Inputs per forward pass.")] = 8,
-    size: Annotated[int | None, typer.Option(help="Side of pictures in pixels.", show_default="the model's")] = None,
-    length: Annotated[int | None, typer.Option(help="Tokens per text window.", show_default="at most 128")] = None,
-    queries: Annotated[str, typer.Option(help="all (exact), or how many queries to sample per input.")] = "all",
-    rule: Annotated[str, typer.Option(help="Rule that calls a row an event, or a .toml file.")] = "fesser",
-    device: Annotated[str, typer.Option(help="Where the model runs.")] = "cpu",
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Measure only the first N inputs; all by default.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Inputs per forward pass.")] = 8,
+    size: Annotated[
+        int | None,
+        typer.Option(metavar="PIXELS", min=1, help="Side of the square pictures; the model's own by default."),
+    ] = None,
+    length: Annotated[
+        int | None,
+        typer.Option(metavar="TOKENS", min=2, help="Length of the text windows; by default the model's, at most 128."),
+    ] = None,
+    queries: Annotated[
+        str, typer.Option(metavar="all|N", help="Use all queries, which is exact, or a sample of N per input.")
+    ] = "all",
+    rule: Annotated[
+        str, typer.Option(metavar="RULE", help="What counts as an event: the name of a rule, or a .toml file.")
+    ] = "fesser",
+    device: Annotated[str, typer.Option(metavar="DEVICE", help="Where the model runs, such as cpu or cuda:0.")] = "cpu",
     dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16.", show_default="the checkpoint's")
+        str | None,
+        typer.Option(metavar="TYPE", help="float64, float32, bfloat16 or float16; the checkpoint's own by default."),
     ] = None,
-    num_workers: Annotated[int, typer.Option(help="Threads that read inputs ahead.")] = 0,
-    seed: Annotated[int, typer.Option(help="Seed of sampling and bootstrap.")] = 0,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out unreadable inputs, and name them.")] = False,
-    device_map: Annotated[str | None, typer.Option(help="transformers device_map, for models larger than a device.")] = None,
-    tp_plan: Annotated[str | None, typer.Option(help="transformers tp_plan, under torchrun.")] = None,
-    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run code that the model brings.")] = False,
+    num_workers: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Threads that read inputs ahead; none if 0.")
+    ] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(metavar="N", min=0, max=_LARGEST_SEED, help="Of sampled queries and of bootstrap intervals."),
+    ] = 0,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out and name inputs that cannot be read, instead of stopping.")
+    ] = False,
+    device_map: Annotated[
+        str | None,
+        typer.Option(metavar="MAP", help="transformers' device_map, such as auto, for a model larger than a device."),
+    ] = None,
+    tp_plan: Annotated[
+        str | None,
+        typer.Option(metavar="PLAN", help="auto: cut the heads of every layer over the processes of torchrun."),
+    ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Find the sinks of a model on real inputs: event table, head table, report.
+    """Find the sinks of a model on real inputs; write tables and a report.
 
     Exactly one of --images, --text and --dataset is needed.
     """
-    kind, inputs = _one_input(images=images, text=text, dataset=dataset)
-    count = _queries(queries)
-    from sinkscope._diagnose import diagnose as run
-    from sinkscope._progress import batch_progress
+    with stoppable(out):
+        kind, inputs = _one_input(images=images, text=text, dataset=dataset)
+        count = _queries(queries)
+        _require_reference(reference)
+        from sinkscope._diagnose import diagnose as run
+        from sinkscope._progress import batch_progress
 
-    with batch_progress(quiet=_rank() > 0) as on_batch:
-        diagnosis = run(
-            reference,
-            inputs,
-            out,
-            kind=kind,
-            rule=rule,
-            trust_remote_code=trust_remote_code,
-            device_map=device_map,
-            tp_plan=tp_plan,
-            on_batch=on_batch,
-            limit=limit,
-            batch_size=batch_size,
-            size=size,
-            length=length,
-            queries=count,
-            device=device,
-            dtype=dtype,
-            num_workers=num_workers,
-            seed=seed,
-            skip_bad=skip_bad,
-        )
-    if _rank() == 0:
-        _close(diagnosis, as_json)
+        first = announced().first
+        with batch_progress(quiet=not first) as on_batch:
+            diagnosis = run(
+                reference,
+                inputs,
+                out,
+                kind=kind,
+                rule=rule,
+                trust_remote_code=trust_remote_code,
+                device_map=device_map,
+                tp_plan=tp_plan,
+                on_batch=on_batch,
+                limit=limit,
+                batch_size=batch_size,
+                size=size,
+                length=length,
+                queries=count,
+                device=device,
+                dtype=dtype,
+                num_workers=num_workers,
+                seed=seed,
+                skip_bad=skip_bad,
+            )
+        if first:
+            _close(diagnosis, as_json)
 
 
 @app.command()
 def show(
     folder: Folder,
-    heads: Annotated[int, typer.Option(help="How many heads to list, by event rate; 0 for all.")] = 12,
+    heads: Annotated[
+        int, typer.Option(metavar="N", min=0, help="How many heads to list, highest event rate first; 0 for all.")
+    ] = 12,
     as_json: AsJson = False,
 ) -> None:
-    """Print what a diagnosis found."""
+    """Print what a diagnosis has found."""
     from sinkscope._diagnose import open_diagnosis
     from sinkscope._show import head_lines, head_records
 
@@ -139,9 +178,13 @@ def show(
 @app.command()
 def report(
     folder: Folder,
-    figures: Annotated[Path | None, typer.Option(help="Also write every figure here, as SVG and PNG.")] = None,
+    figures: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Also write every figure there, as SVG and PNG.")
+    ] = None,
 ) -> None:
-    """Write the offline HTML report of a diagnosis, and its figures."""
+    """Write the report of a diagnosis, one HTML file that works offline."""
+    if figures is not None and figures.exists() and not figures.is_dir():
+        raise OptionError(f"--figures {figures} is a file", "a folder, new or not", "choose another name")
     from sinkscope.report import write_figures, write_report
 
     typer.echo(write_report(folder))
@@ -152,7 +195,7 @@ def report(
 
 @app.command()
 def models(as_json: AsJson = False) -> None:
-    """List the zoo and the forms a model reference can take."""
+    """List the forms of a model's name, and models that need no hub."""
     from sinkscope._show import model_lines, model_records
 
     typer.echo(json.dumps(model_records(), indent=2) if as_json else model_lines())
@@ -163,23 +206,29 @@ def _one_input(**given: Any) -> tuple[Any, Any]:
     if len(named) != 1:
         found = " and ".join(f"--{name}" for name in named) or "no inputs"
         raise OptionError(found, "exactly one of --images, --text and --dataset", "sinkscope diagnose --help")
-    return next(iter(named.items()))
+    kind, value = next(iter(named.items()))
+    if isinstance(value, Path) and not value.exists():
+        raise InputError(f"--{kind} {value}, which does not exist", "an existing path", "check the spelling")
+    return kind, value
 
 
 def _queries(text: str) -> Any:
     if text == "all":
         return text
-    if not text.isdigit():
+    if not text.isdecimal():
         raise OptionError(f"--queries is {text!r}", "all or a whole number", "use --queries all or --queries 64")
     return int(text)
 
 
-def _rank() -> int:
-    return int(os.environ.get("RANK", "0"))
+def _require_reference(reference: str) -> None:
+    """A mistyped reference is told at once, and not after seconds of importing torch."""
+    from sinkscope.models._reference import parse_reference
+
+    parse_reference(reference)
 
 
 def _close(diagnosis: Diagnosis, as_json: bool) -> None:
-    from sinkscope._errors import MissingExtraError
+    from sinkscope._show import one_line
 
     try:
         page: str | None = str(diagnosis.report())
@@ -187,54 +236,27 @@ def _close(diagnosis: Diagnosis, as_json: bool) -> None:
     except MissingExtraError as error:
         page, note = None, f"no report written: {error}"
     if as_json:
+        if note is not None:
+            print(note, file=sys.stderr)  # noqa: T201 - stdout is for the JSON object alone
         typer.echo(json.dumps(_facts(diagnosis) | {"report": page}, indent=2))
         return
     typer.echo(diagnosis.summary())
-    for name, reason in diagnosis.manifest["coverage"].get("bad_inputs", {}).items():
-        typer.echo(f"skipped {name}: {reason}")
+    bad = diagnosis.manifest["coverage"]["bad_inputs"]
+    if bad:
+        typer.echo(f"left out {len(bad)} of {diagnosis.manifest['n_inputs'] + len(bad)} inputs:")
+        for name, reason in bad.items():
+            typer.echo(one_line(f"{name}: {reason}"))
     typer.echo(note if page is None else f"report: {page}")
 
 
 def _facts(diagnosis: Diagnosis) -> dict[str, Any]:
-    coverage, *sentences = diagnosis.summary().splitlines()
+    model, coverage = diagnosis.manifest["model"], diagnosis.manifest["coverage"]
     return {
         "out": str(diagnosis.path),
-        "model": diagnosis.manifest["model"]["reference"],
+        "model": model["reference"],
+        "notes": model["notes"],
         "n_inputs": diagnosis.manifest["n_inputs"],
-        "coverage": coverage,
-        "bad_inputs": diagnosis.manifest["coverage"].get("bad_inputs", {}),
-        "summary": sentences,
+        "coverage": coverage["line"],
+        "bad_inputs": coverage["bad_inputs"],
+        "summary": diagnosis.summary().splitlines()[1 + len(model["notes"]) :],
     }
-
-
-@contextmanager
-def _one_line_errors() -> Iterator[None]:
-    try:
-        yield
-    except SinkError as error:
-        _fail(str(error))
-    except typer.Abort:
-        _fail(_STOPPED)
-    except USAGE_ERROR as error:
-        if error.ctx is not None and type(error).__name__ == "NoArgsIsHelpError":
-            typer.echo(error.ctx.get_help())
-            raise SystemExit(2) from None
-        command = error.ctx.command_path if error.ctx is not None else "sinkscope"
-        _fail(f"{error.format_message().rstrip('.')}; next: {command} --help")
-    except KeyboardInterrupt:
-        _fail(_STOPPED)
-    except MemoryError:
-        _fail(str(_no_memory()))
-    except RuntimeError as error:
-        if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):
-            _fail(str(_no_memory()))
-        raise
-
-
-def _no_memory() -> ResourceError:
-    return ResourceError("memory ran out", "a batch that fits", "lower --batch-size, then --length or --size")
-
-
-def _fail(message: str) -> NoReturn:
-    print("sinkscope: " + " ".join(message.split()), file=sys.stderr)  # noqa: T201 - the command line speaks
-    raise SystemExit(2)

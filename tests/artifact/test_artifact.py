@@ -43,14 +43,22 @@ def test_parts_keep_their_order_beyond_five_digits(tmp_path: Path) -> None:
     build.write_run(run, (1,))
     for index in (100000, 99999):
         build.write_part(run, index, 1)
+    _edit(tmp_path / "manifest.json", n_inputs=3)
     names = open_artifact(tmp_path).events(["input"])["input"].unique().tolist()
     assert names == ["picture-0-0.jpg", "picture-99999-0.jpg", "picture-100000-0.jpg"]
+
+
+def test_a_part_that_is_gone_is_missed(finished: Path) -> None:
+    inputs = open_artifact(finished).manifest["n_inputs"]
+    (finished / "events" / "part-00001.parquet").unlink()
+    with pytest.raises(ArtifactError, match=rf"has parts of \d inputs; expected all parts, of {inputs} inputs; next: run"):
+        open_artifact(finished).events()
 
 
 def test_a_missing_folder_and_a_folder_without_manifest(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"there is no folder .*nowhere; expected a folder that sinkscope diagnose"):
         open_artifact(tmp_path / "nowhere")
-    with pytest.raises(ArtifactError, match=r"holds no manifest.json; .*next: run: sinkscope diagnose MODEL"):
+    with pytest.raises(ArtifactError, match=r"holds no manifest.json; .*next: give the folder that was its --out"):
         open_artifact(tmp_path)
 
 

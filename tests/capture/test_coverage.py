@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -131,10 +134,40 @@ def test_a_foreign_kernel_is_a_named_gap(kernel: str, operation: str) -> None:
         calls.coverage.require()
 
 
+_FLEX = """
+import warnings
+import torch
+from torch import nn
+from torch.nn.attention.flex_attention import flex_attention
+from sinkscope.capture import capture
+
+class FlexAttention(nn.Linear):
+    def forward(self, x):
+        q = super().forward(x).unflatten(-1, (3, -1)).transpose(1, 2)
+        return flex_attention(q, q, q).transpose(1, 2).flatten(2)
+
+warnings.simplefilter("ignore")
+model, x = nn.Sequential(FlexAttention(48, 48)), torch.randn(2, 17, 48)
+with torch.inference_mode():
+    with capture(model) as calls:
+        inside = model(x)
+    assert torch.equal(inside, model(x))
+assert calls == []
+print(calls.coverage.gaps)
+"""
+
+
+def test_flex_attention_is_a_named_gap() -> None:
+    """In a process of its own, where nothing has loaded the compiler before."""
+    done = subprocess.run([sys.executable, "-c", _FLEX], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str((Gap("0", "flex_attention runs outside what can be read"),))
+
+
 def test_attention_in_a_module_of_another_name_is_found_too() -> None:
     class Mixer(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            q = x.unflatten(-1, (3, -1)).transpose(1, 2)
+            q = x.reshape(*x.shape[:2], 3, -1).transpose(1, 2)
             return F.scaled_dot_product_attention(q, q, q).transpose(1, 2).flatten(2)
 
     calls = ran(nn.Sequential(Mixer(), Mixer()), noise(2, TOKENS, WIDTH))

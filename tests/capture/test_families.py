@@ -1,4 +1,4 @@
-"""What a capture hands out, call by call, against an independent program; and that it leaves the model's output alone."""
+"""What a capture hands out, call by call, against an independent program; it leaves the model's output alone."""
 
 from __future__ import annotations
 

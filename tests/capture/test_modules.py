@@ -1,9 +1,10 @@
-"""Ways a module may be run: PyTorch's own attention in all its forms, compiled, traced, training, decoding, windowed."""
+"""Ways to run a module: PyTorch's own attention in all its forms, compiled, traced, training, decoding, windowed."""
 
 from __future__ import annotations
 
 import copy
 import warnings
+from typing import Any, cast
 
 import pytest
 import torch
@@ -120,16 +121,14 @@ def fresh_compiler() -> None:
 
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("form", ["function", "method"])
-@pytest.mark.parametrize(
-    "backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_a_compiled_module_runs_uncompiled_inside(backend: str, form: str) -> None:
     model, x = randomised(HandModel("imported")), noise(2, 19, 24)
     with torch.inference_mode(), capture(model) as plain:
         expected = model(x)
     compiled = copy.deepcopy(model)
     if form == "function":
-        compiled = torch.compile(compiled, backend=backend)
+        compiled = cast(nn.Module, torch.compile(compiled, backend=backend))
     else:
         compiled.compile(backend=backend)
     with torch.inference_mode():
@@ -180,7 +179,8 @@ def test_gradients_flow_as_without_capture() -> None:
     assert len(gradients[0]) == len(list(model.parameters()))
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
     assert len(calls) == 2
-    assert not any(tensor.requires_grad for call in calls for tensor in (call.q, call.k, call.v, call.out) if tensor is not None)
+    tensors = [tensor for call in calls for tensor in (call.q, call.k, call.v, call.out, call.lse)]
+    assert not any(tensor.requires_grad for tensor in tensors if tensor is not None)
 
 
 def test_train_mode_without_dropout_is_captured() -> None:
@@ -216,7 +216,7 @@ def test_generation_is_a_prefill_and_labelled_steps(name: str) -> None:
     ids = family.example(2).args[0]
     with torch.no_grad(), capture(model) as calls:
         generated = model.generate(  # type: ignore[operator]
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=3, min_new_tokens=3, do_sample=False, pad_token_id=0
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=3, min_new_tokens=3, do_sample=False
         )
     assert generated.shape == (2, ids.shape[1] + 3)
     prompt = ids.shape[1]
@@ -236,16 +236,23 @@ def test_windowed_attention_is_captured_window_by_window(fused: bool) -> None:
     """timm's Swin: every window is a batch entry. Reference: the unfused float64 copy, weights by hook."""
     from timm.models.swin_transformer import SwinTransformer
 
-    model = randomised(
-        SwinTransformer(img_size=28, patch_size=2, embed_dim=12, depths=(2,), num_heads=(3,), window_size=7, num_classes=5)
-    )
+    size: dict[str, Any] = {
+        "img_size": 28,
+        "patch_size": 2,
+        "embed_dim": 12,
+        "depths": (2,),
+        "num_heads": (3,),
+        "window_size": 7,
+    }
+    model = randomised(SwinTransformer(**options, num_classes=5))
     attentions = [module for module in model.modules() if type(module).__name__ == "WindowAttention"]
     expected: list[Tensor] = []
     exact = copy.deepcopy(model).double()
     for module in exact.modules():
         if type(module).__name__ == "WindowAttention":
             module.fused_attn = False  # type: ignore[assignment]
-            module.attn_drop.register_forward_pre_hook(lambda _m, args: expected.append(args[0]))  # type: ignore[operator, union-attr]
+            dropout = module.get_submodule("attn_drop")
+            dropout.register_forward_pre_hook(lambda _m, args: expected.append(args[0]))
     for module in attentions:
         module.fused_attn = fused  # type: ignore[assignment]
     x = noise(2, 3, 28, 28)

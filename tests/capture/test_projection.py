@@ -15,10 +15,13 @@ from tests.families._family import noise, randomised
 WIDTH, HEADS, TOKENS = 21, 3, 13
 
 
+Tail = Callable[["TailAttention", Tensor, Tensor], Tensor]
+
+
 class TailAttention(nn.Module):
     """Self-attention with everything after the fused kernel left to `tail(module, out, x)`."""
 
-    def __init__(self, tail: Callable[[TailAttention, Tensor, Tensor], Tensor]) -> None:
+    def __init__(self, tail: Tail) -> None:
         super().__init__()
         self.tail = tail
         self.to_qkv = nn.Linear(WIDTH, 3 * WIDTH)
@@ -38,7 +41,7 @@ class TailAttention(nn.Module):
 class TailBlock(nn.Module):
     """The residual stream around it."""
 
-    def __init__(self, tail: Callable[[TailAttention, Tensor, Tensor], Tensor]) -> None:
+    def __init__(self, tail: Tail) -> None:
         super().__init__()
         self.attention = TailAttention(tail)
         self.mlp = nn.Linear(WIDTH, WIDTH)
@@ -49,7 +52,8 @@ class TailBlock(nn.Module):
         return y
 
 
-def call_of(tail: Callable[[TailAttention, Tensor, Tensor], Tensor], batch: int, grad: bool) -> tuple[nn.Module, AttentionCall]:
+def call_of(tail: Tail, batch: int, grad: bool) -> tuple[nn.Module, AttentionCall]:
+    """The model, and the call of its first block."""
     model = randomised(nn.Sequential(TailBlock(tail), TailBlock(tail)))
     with torch.inference_mode() if not grad else torch.enable_grad(), capture(model) as calls:
         model(noise(batch, TOKENS, WIDTH))
@@ -80,7 +84,8 @@ def transposed_input(m: TailAttention, out: Tensor, _x: Tensor) -> Tensor:
 
 def split_heads(m: TailAttention, out: Tensor, _x: Tensor) -> Tensor:
     """Contiguous before it is joined, so that the projection reads a copy."""
-    return m.gamma * m.to_out(joined(out.contiguous()))
+    y: Tensor = m.gamma * m.to_out(joined(out.contiguous()))
+    return y
 
 
 def in_place_scale(m: TailAttention, out: Tensor, _x: Tensor) -> Tensor:
@@ -99,7 +104,7 @@ def multiply(m: TailAttention, out: Tensor, _x: Tensor) -> Tensor:
 
 def contracted(m: TailAttention, out: Tensor, _x: Tensor) -> Tensor:
     """One einsum over heads and dimensions, which PyTorch turns into a product over dimensions and heads."""
-    return torch.einsum("bhnd,ohd->bno", out, m.to_out.weight.unflatten(1, (HEADS, -1)))
+    return torch.einsum("bhnd,ohd->bno", out, m.to_out.weight.reshape(WIDTH, HEADS, -1))
 
 
 def half_then_scale(m: TailAttention, out: Tensor, _x: Tensor) -> Tensor:
@@ -122,9 +127,7 @@ def half_then_scale(m: TailAttention, out: Tensor, _x: Tensor) -> Tensor:
         half_then_scale,
     ],
 )
-def test_found_with_its_layer_scale(
-    tail: Callable[[TailAttention, Tensor, Tensor], Tensor], batch: int, grad: bool
-) -> None:
+def test_found_with_its_layer_scale(tail: Tail, batch: int, grad: bool) -> None:
     model, call = call_of(tail, batch, grad)
     assert call.projection is not None, call.projection_gap
     assert call.projection.name == "0.attention.to_out.weight"
@@ -281,9 +284,7 @@ def no_projection(_m: TailAttention, out: Tensor, _x: Tensor) -> Tensor:
         (read_before, "goes through aten.sigmoid before a projection"),
     ],
 )
-def test_not_found_and_the_reason_says_why(
-    tail: Callable[[TailAttention, Tensor, Tensor], Tensor], reason: str, batch: int, grad: bool
-) -> None:
+def test_not_found_and_the_reason_says_why(tail: Tail, reason: str, batch: int, grad: bool) -> None:
     if grad and tail is gated_into_itself:
         pytest.skip("PyTorch forbids out= where gradients flow")
     _, call = call_of(tail, batch, grad)

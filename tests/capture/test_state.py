@@ -13,9 +13,9 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from sinkscope.capture import AttentionCall, Calls, capture
 from tests._agreement import captured
+from tests.families._custom import HandModel
 from tests.families._family import Family, noise, randomised
 from tests.families.registry import FAMILIES
-from tests.families._custom import HandModel
 
 
 def hooks(module: nn.Module) -> int:
@@ -91,7 +91,7 @@ class Broken(nn.Module):
             if self.broken:
                 raise ValueError("planted")
 
-        self.model.blocks[1].mlp.register_forward_pre_hook(fail)  # type: ignore[union-attr, operator]
+        self.model.blocks[1].mlp.register_forward_pre_hook(fail)  # type: ignore[union-attr]
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.model(x)
@@ -129,7 +129,12 @@ def test_nothing_is_left_behind_by_an_exception_of_the_callback() -> None:
     def refuse(call: AttentionCall) -> None:
         raise ArithmeticError(f"planted in layer {call.layer}")
 
-    with unchanged(model), torch.inference_mode(), pytest.raises(ArithmeticError, match="layer 0"), capture(model, refuse):
+    with (
+        unchanged(model),
+        torch.inference_mode(),
+        pytest.raises(ArithmeticError, match="layer 0"),
+        capture(model, refuse),
+    ):
         model(noise(2, 19, 24))
 
 
@@ -143,7 +148,7 @@ def test_the_callback_gets_every_call_once_its_block_is_done() -> None:
     blocks = model.get_submodule("blocks")
     with torch.inference_mode(), capture(model, on_call) as calls:
         for number, block in enumerate(blocks.children()):
-            block.register_forward_hook(lambda *_, number=number: order.append(f"after {number}"))  # type: ignore[misc]
+            block.register_forward_hook(lambda *_, number=number: order.append(f"after {number}"))
         model(noise(2, 19, 24))
     assert order == ["blocks.0.attention", "after 0", "blocks.1.attention", "after 1"]
     assert calls == []

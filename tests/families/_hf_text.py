@@ -70,7 +70,9 @@ def _repeated(site: Site, **changes: Any) -> list[Site]:
     return [site.of_layer(i, **changes) for i in range(LAYERS)]
 
 
-def _decoder(name: str, model: str, example: Callable[[int], Example], windows: tuple[int | None, ...], **options: Any) -> Family:
+def _decoder(
+    name: str, model: str, example: Callable[[int], Example], windows: tuple[int | None, ...], **options: Any
+) -> Family:
     """A Llama-like model; `windows` per layer."""
     later = {key: options.pop(key) for key in ("layer_types",) if key in options}
     sites = [_GQA.of_layer(i, window=window) for i, window in enumerate(windows)]
@@ -105,12 +107,19 @@ _T5 = Site("", "layer.0.SelfAttention", "layer.0.SelfAttention.o.weight", "layer
 _WHISPER = Site("", "self_attn", "self_attn.out_proj.weight", "self_attn.v_proj", 3, returned)
 _BERT = Site("encoder.layer.{}", "attention.self", "attention.output.dense.weight", "attention.self.value", 3, returned)
 _ALBERT = Site(
-    "encoder.albert_layer_groups.0.albert_layers.0", "attention", "attention.dense.weight", "attention.value", 3, returned
+    "encoder.albert_layer_groups.0.albert_layers.0",
+    "attention",
+    "attention.dense.weight",
+    "attention.value",
+    3,
+    returned,
 )
 _GPT2 = Site("transformer.h.{}", "attn", "attn.c_proj.weight", _gpt2_values, 3, returned, transposed=True, causal=True)
 _SMALL = {"hidden_size": 21, "num_hidden_layers": LAYERS, "num_attention_heads": 3, "intermediate_size": 29}
 _ENCODER_DECODER = ("self", "self", "self", "cross", "self", "cross")
-_CLIP = Site("encoder.layers.{}", "self_attn", "self_attn.out_proj.weight", "self_attn.v_proj", 3, returned, causal=True)
+_CLIP = Site(
+    "encoder.layers.{}", "self_attn", "self_attn.out_proj.weight", "self_attn.v_proj", 3, returned, causal=True
+)
 
 HF_TEXT = (
     _family(
@@ -125,7 +134,13 @@ HF_TEXT = (
             _build,
             "AlbertModel",
             "AlbertConfig",
-            {"vocab_size": VOCABULARY, "embedding_size": 11, "max_position_embeddings": 64, **_SMALL, "num_hidden_layers": 5},
+            {
+                "vocab_size": VOCABULARY,
+                "embedding_size": 11,
+                "max_position_embeddings": 64,
+                **_SMALL,
+                "num_hidden_layers": 5,
+            },
         ),
         partial(_example, padding="right", cache=False),
         [_ALBERT] * 5,
@@ -133,14 +148,22 @@ HF_TEXT = (
     _family(
         "clip-text",
         partial(
-            _build, "CLIPTextModel", "CLIPTextConfig", {"vocab_size": VOCABULARY, "max_position_embeddings": TOKENS, **_SMALL}
+            _build,
+            "CLIPTextModel",
+            "CLIPTextConfig",
+            {"vocab_size": VOCABULARY, "max_position_embeddings": TOKENS, **_SMALL},
         ),
         partial(_example, cache=False),
         _repeated(_CLIP),
     ),
     _family(
         "gpt2",
-        partial(_build, "GPT2LMHeadModel", "GPT2Config", {"vocab_size": VOCABULARY, "n_embd": 21, "n_layer": LAYERS, "n_head": 3}),
+        partial(
+            _build,
+            "GPT2LMHeadModel",
+            "GPT2Config",
+            {"vocab_size": VOCABULARY, "n_embd": 21, "n_layer": LAYERS, "n_head": 3},
+        ),
         _example,
         _repeated(_GPT2),
     ),
@@ -176,7 +199,13 @@ HF_TEXT = (
             _build,
             "GptOssForCausalLM",
             "GptOssConfig",
-            {**_DECODER, "sliding_window": 11, "num_local_experts": 3, "num_experts_per_tok": 2, "experts_implementation": "eager"},
+            {
+                **_DECODER,
+                "sliding_window": 11,
+                "num_local_experts": 3,
+                "num_experts_per_tok": 2,
+                "experts_implementation": "eager",
+            },
         ),
         partial(_example, padding="right"),
         partial(_layers, [_GQA.of_layer(0, window=11, sink_column=True), _GQA.of_layer(1, sink_column=True)]),

@@ -42,7 +42,12 @@ def _site(block: str, attention: str = "attention", output: str = "o_proj", scal
 
 
 def _family(
-    name: str, class_name: str, tokens: int, site: Site, extra: dict[str, Any], kinds: tuple[str, ...] = ("self",) * LAYERS
+    name: str,
+    class_name: str,
+    tokens: int,
+    site: Site,
+    extra: dict[str, Any],
+    kinds: tuple[str, ...] = ("self",) * LAYERS,
 ) -> Family:
     def build() -> nn.Module:
         import transformers
@@ -66,7 +71,9 @@ def _family(
 
 HF_VISION = (
     _family("vit", "ViTModel", PATCHES + 1, _site("layers.{}"), {}),
-    _family("dinov2", "Dinov2Model", PATCHES + 1, _site("encoder.layer.{}", scale="layer_scale1.lambda1"), {"mlp_ratio": 1}),
+    _family(
+        "dinov2", "Dinov2Model", PATCHES + 1, _site("encoder.layer.{}", scale="layer_scale1.lambda1"), {"mlp_ratio": 1}
+    ),
     _family(
         "dinov2-registers",
         "Dinov2WithRegistersModel",
@@ -81,9 +88,7 @@ HF_VISION = (
         _site("model.layer.{}", scale="layer_scale1.lambda1"),
         {"num_register_tokens": 2, "hidden_size": 24},
     ),
-    _family(
-        "clip-vision", "CLIPVisionModel", PATCHES + 1, _site("encoder.layers.{}", "self_attn", "out_proj"), {}
-    ),
+    _family("clip-vision", "CLIPVisionModel", PATCHES + 1, _site("encoder.layers.{}", "self_attn", "out_proj"), {}),
     _family(
         "siglip-vision",
         "SiglipVisionModel",

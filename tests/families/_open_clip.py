@@ -47,7 +47,15 @@ class _Tower(nn.Module):
 def _build(tower: str) -> nn.Module:
     from open_clip.model import CLIP
 
-    vision = {"image_size": 20, "patch_size": 5, "width": 21, "layers": LAYERS, "head_width": 7, "mlp_ratio": 1, "ls_init_value": 1.0}
+    vision = {
+        "image_size": 20,
+        "patch_size": 5,
+        "width": 21,
+        "layers": LAYERS,
+        "head_width": 7,
+        "mlp_ratio": 1,
+        "ls_init_value": 1.0,
+    }
     text = {"context_length": TOKENS, "vocab_size": 97, "width": 21, "heads": 3, "layers": LAYERS, "mlp_ratio": 1}
     return _Tower(randomised(CLIP(13, vision, text)), tower)
 
@@ -77,7 +85,9 @@ def _family(name: str, tower: str, blocks: str, causal: bool, scale: str | None)
     )
     sites = [site.of_layer(i) for i in range(LAYERS)]
     example = _text if tower == "text" else _vision
-    return Family(name, HOW, partial(_build, tower), example, partial(_layers, sites), ("self",) * LAYERS, bitwise=False)
+    return Family(
+        name, HOW, partial(_build, tower), example, partial(_layers, sites), ("self",) * LAYERS, bitwise=False
+    )
 
 
 OPEN_CLIP = (

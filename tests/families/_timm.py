@@ -35,7 +35,7 @@ def unfused(model: nn.Module) -> nn.Module:
 
 
 def _fused_qkv(attention: nn.Module, args: tuple[Any, ...]) -> Tensor:
-    made = args[0] @ attention.qkv.weight.mT  # type: ignore[union-attr, operator]
+    made = args[0] @ attention.qkv.weight.mT  # type: ignore[union-attr]
     bias = attention.qkv.bias  # type: ignore[union-attr]
     values: Tensor = (made if bias is None else made + bias).chunk(3, -1)[2]
     extra = getattr(attention, "v_bias", None)
@@ -63,8 +63,8 @@ def _gated_attention() -> type[nn.Module]:
     class GatedAttention(Attention):
         """timm's attention with its sigmoid gate on the output, before the projection."""
 
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, gated=True, **kwargs)
+        def __init__(self, dim: int, num_heads: int, **options: Any) -> None:
+            super().__init__(dim, num_heads, **{**options, "gated": True})
 
     return GatedAttention
 
@@ -124,7 +124,14 @@ TIMM = (
     ),
     _family("timm-vit-gated", "vit", 1, {**VIT, "attn_layer": "gated"}, projection=None),
     _family("timm-eva02", "eva", 1, _EVA),
-    _family("timm-eva02-subln", "eva", 1, {**_EVA, "scale_attn_inner": True, "qkv_fused": False}, projection=None, value="attn.v_proj"),
+    _family(
+        "timm-eva02-subln",
+        "eva",
+        1,
+        {**_EVA, "scale_attn_inner": True, "qkv_fused": False},
+        projection=None,
+        value="attn.v_proj",
+    ),
     _family(
         "timm-deit-distilled",
         "deit_tiny_distilled_patch16_224",

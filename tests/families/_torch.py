@@ -58,7 +58,7 @@ def _attention_layers(model: nn.Module, example: Example) -> list[ReferenceLayer
     inputs = x if attention.batch_first else x.transpose(0, 1)
     keywords = {"key_padding_mask": example.kwargs.get("padding")}
     weights = asked_weights(attention, (inputs, inputs, inputs), keywords, None)
-    values = packed_values(attention, (x,)).unflatten(-1, (HEADS, -1)).transpose(1, 2)
+    values = packed_values(attention, (x,)).reshape(*x.shape[:2], HEADS, -1).transpose(1, 2)
     if attention.bias_v is not None:
         learned = attention.bias_v.reshape(1, HEADS, 1, -1).expand(len(x), -1, -1, -1)
         values = torch.cat([values, learned], 2)
@@ -70,15 +70,15 @@ def _attention_layers(model: nn.Module, example: Example) -> list[ReferenceLayer
 
 
 def _encoder_layers(model: nn.Module, example: Example) -> list[ReferenceLayer]:
-    site = Site(
-        "layers.{}", "self_attn", "self_attn.out_proj.weight", packed_values, HEADS, asked_weights
-    )
+    site = Site("layers.{}", "self_attn", "self_attn.out_proj.weight", packed_values, HEADS, asked_weights)
     return observe(model, example, [site.of_layer(0), site.of_layer(1)])
 
 
 def _family(name: str, route: str = "fused", padding: bool = False, **options: Any) -> Family:
     example = partial(_padded, "padding") if padding else _example
-    return Family(name, HOW, partial(_attention, **options), example, _attention_layers, ("self",), route, bitwise=False)
+    return Family(
+        name, HOW, partial(_attention, **options), example, _attention_layers, ("self",), route, bitwise=False
+    )
 
 
 def _encoder_family(name: str, norm_first: bool) -> Family:

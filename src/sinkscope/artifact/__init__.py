@@ -4,7 +4,13 @@ from ._artifact import Artifact as Artifact, open_artifact as open_artifact
 from ._files import replacing as replacing, write_text as write_text
 from ._gallery import GALLERY_SIZE as GALLERY_SIZE, GalleryItem as GalleryItem
 from ._manifest import Manifest as Manifest, ModelInfo as ModelInfo, build_manifest as build_manifest
-from ._run import Run as Run, attach_run as attach_run, open_run as open_run
+from ._run import (
+    Run as Run,
+    attach_run as attach_run,
+    open_run as open_run,
+    opened_run as opened_run,
+    require_free as require_free,
+)
 from ._schema import (
     EVENT_COLUMNS as EVENT_COLUMNS,
     MEDIAN_COLUMNS as MEDIAN_COLUMNS,

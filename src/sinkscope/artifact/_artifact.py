@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from .._errors import ArtifactError, OptionError
 from ._gallery import GalleryItem, read_gallery
 from ._manifest import damaged, read_manifest
-from ._run import Run
+from ._run import Run, part_facts
 from ._tables import head_schema, to_pandas
 from ._tensors import Tensors
 
@@ -75,6 +75,13 @@ class Artifact:
             )
         wanted = names if columns is None else list(columns)
         tables = [_read(path, lambda path: pq.ParquetFile(path).read(wanted).select(wanted)) for path in paths]
+        counted = sum(part_facts(path)["n_inputs"] for path in paths)
+        if counted != self.manifest["n_inputs"]:
+            raise ArtifactError(
+                f"{self.path / 'events'} has parts of {counted} inputs",
+                f"all parts, of {self.manifest['n_inputs']} inputs",
+                _run_again(self.manifest["command"]),
+            )
         return to_pandas(pa.concat_tables([table.replace_schema_metadata() for table in tables]))
 
     @cached_property

@@ -114,7 +114,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise ArtifactError(
             f"{folder} holds no {MANIFEST}" if folder.is_dir() else f"there is no folder {folder}",
             "a folder that sinkscope diagnose has written",
-            f"run: sinkscope diagnose MODEL --images FOLDER --out {folder}",
+            "give the folder that was its --out; to make one: sinkscope diagnose --help",
         )
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))

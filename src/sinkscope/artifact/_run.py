@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -16,7 +18,7 @@ from jaxtyping import Float
 from .._errors import ArtifactError
 from ._files import is_temporary, remove_stale, replacing
 from ._gallery import GalleryItem, gather, write_item
-from ._manifest import MANIFEST, Manifest, differences, dumps, now, read_manifest, write_manifest
+from ._manifest import MANIFEST, Manifest, damaged, differences, dumps, now, read_manifest, write_manifest
 from ._tables import event_table, head_table
 from ._tensors import Tensors, write_tensors
 from ._vectors import consolidate, part_vectors
@@ -36,6 +38,24 @@ class _PartFacts(TypedDict):
     seconds: float
 
 
+def require_free(out: Path) -> None:
+    """Refuse a path that can hold no run, before any work is done for one.
+
+    **Raises:** `ArtifactError` when `out` is a file, or a folder that holds something else than a run.
+    """
+    if out.exists() and not out.is_dir():
+        raise ArtifactError(f"{out} is a file", "a folder, new or empty", "choose another folder with --out")
+    if not out.is_dir() or (out / MANIFEST).exists():
+        return
+    if strangers := sorted(p.name for p in out.iterdir() if not is_temporary(p)):
+        raise ArtifactError(
+            f"{out} belongs to something else (it holds {strangers[0]}"
+            + (f" and {len(strangers) - 1} more)" if strangers[1:] else ")"),
+            "a new folder, an empty one, or one of an earlier run",
+            "choose another folder with --out",
+        )
+
+
 def open_run(out: Path, manifest: Manifest) -> Run:
     """Begin a run in `out`, or go on with the one that is there. One process per run calls this; in a torchrun world
     that is rank 0, and the others call `attach_run` once it has.
@@ -46,8 +66,7 @@ def open_run(out: Path, manifest: Manifest) -> Run:
     **Raises:** `ArtifactError` when the folder belongs to another run (every difference is named), is damaged, or
     holds something else; `ResourceError` when the disk is full.
     """
-    if out.exists() and not out.is_dir():
-        raise ArtifactError(f"{out} is a file", "a folder, new or empty", "choose another folder with --out")
+    require_free(out)
     if out.is_dir():
         remove_stale(out)
     if (out / MANIFEST).exists():
@@ -59,15 +78,26 @@ def open_run(out: Path, manifest: Manifest) -> Run:
                 f"choose another folder with --out, or go on with that run: {there['command']}",
             )
         return Run(out, there)
-    if out.is_dir() and (strangers := sorted(p.name for p in out.iterdir() if not is_temporary(p))):
-        raise ArtifactError(
-            f"{out} belongs to something else (it holds {strangers[0]}"
-            + (f" and {len(strangers) - 1} more)" if strangers[1:] else ")"),
-            "a new folder, an empty one, or one of an earlier run",
-            "choose another folder with --out",
-        )
     write_manifest(out, manifest)
     return Run(out, manifest)
+
+
+@contextmanager
+def opened_run(out: Path, manifest: Manifest) -> Iterator[Run]:
+    """As `open_run`; when the block fails before any part is done, everything is as it was before, folders included."""
+    absent = [path for path in (out, *out.parents) if not path.exists()]
+    try:
+        run = open_run(out, manifest)
+        try:
+            yield run
+        except BaseException:
+            run.discard_unless_begun()
+            raise
+    except BaseException:
+        for path in absent:
+            with suppress(OSError):  # not empty after all
+                path.rmdir()
+        raise
 
 
 def attach_run(out: Path) -> Run:
@@ -97,6 +127,13 @@ class Run:
         found = (_PART.match(path.name) for path in (self.path / "events").glob("part-*.parquet"))
         numbers = {int(match[1]) for match in found if match}
         return frozenset(number for number in numbers if self._vectors_part(number).is_file())
+
+    def layers(self) -> list[dict[str, Any]]:
+        """The layers of the recorded coverage, empty before `record_capture`."""
+        if not self._capture_file().is_file():
+            return []
+        layers: list[dict[str, Any]] = json.loads(Tensors(self._capture_file()).metadata["coverage"])["layers"]
+        return layers
 
     def record_capture(
         self, coverage: Mapping[str, Any], gram: Float[np.ndarray, "layers heads head_dim head_dim"] | None
@@ -193,7 +230,7 @@ class Run:
         consolidate(self.path / "vectors.safetensors", parts, capture.get("gram"))
         if list((self.path / "gallery").glob("item-*.safetensors")):
             gather(self.path / "gallery")
-        facts = [_part_facts(self._events_part(number)) for number in numbers]
+        facts = [part_facts(self._events_part(number)) for number in numbers]
         lengths = [length for fact in facts for length in fact["n_tokens"] or ()]
         bad_inputs = {name: reason for fact in facts for name, reason in fact["bad_inputs"].items()}
         self.manifest["coverage"] = json.loads(capture.metadata["coverage"]) | {"bad_inputs": bad_inputs}
@@ -208,6 +245,14 @@ class Run:
         table = head_table(heads)
         with replacing(self.path / "heads.parquet") as temporary:
             pq.write_table(table, temporary)
+
+    def discard_unless_begun(self) -> None:
+        """Remove what the run has written, unless there is any part of it; its folder stays."""
+        if self.manifest["finished"] or any((self.path / "events").glob("part-*.parquet")):
+            return
+        for folder in ("events", "vectors", "gallery"):
+            shutil.rmtree(self.path / folder, ignore_errors=True)
+        (self.path / MANIFEST).unlink(missing_ok=True)
 
     def _events_part(self, index: int) -> Path:
         return self.path / "events" / f"part-{index:05d}.parquet"
@@ -229,6 +274,10 @@ def _require_same_inputs(index: int, table: pa.Table, n_inputs: int) -> None:
         )
 
 
-def _part_facts(path: Path) -> _PartFacts:
-    facts: _PartFacts = json.loads(pq.read_metadata(path).metadata[_METADATA])
+def part_facts(path: Path) -> _PartFacts:
+    """What the part in the event file `path` is about. **Raises:** `ArtifactError` when it is damaged."""
+    try:
+        facts: _PartFacts = json.loads(pq.read_metadata(path).metadata[_METADATA])
+    except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
+        raise damaged(path, str(error)) from error
     return facts

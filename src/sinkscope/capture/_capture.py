@@ -44,8 +44,9 @@ class Calls(list[AttentionCall]):
         self._on_call = on_call
         self._attention = attention_modules(root)
         self._blocks = residual_blocks(root)
-        self._parameters = {p.data_ptr(): name for name, p in root.named_parameters()}  # may share one storage
-        self._parameter_storages = {storage_of(p) for p in root.parameters()}
+        own = {name: p.to_local() if hasattr(p, "to_local") else p for name, p in root.named_parameters()}
+        self._parameters = {p.data_ptr(): name for name, p in own.items()}  # may share one storage
+        self._parameter_storages = {storage_of(p) for p in own.values()}
         self._recorder = Recorder(self)
         self._stack: list[_Frame] = []
         self._pending: list[AttentionCall] = []

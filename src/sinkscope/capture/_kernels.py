@@ -9,6 +9,9 @@ from types import TracebackType
 
 import torch
 
+_COMPILES = frozenset({"torch._dynamo", "torch.nn.attention.flex_attention"})
+"""Modules without which nothing compiles. Importing the compiler just to switch it off would cost seconds."""
+
 
 class PlainKernels:
     """Holds the switches from the first capture that opens to the last that closes, whatever their threads."""
@@ -24,7 +27,7 @@ class PlainKernels:
             if self._open == 1:
                 self._undo.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
                 torch.backends.mha.set_fastpath_enabled(False)
-                if "torch._dynamo" in sys.modules:  # importing the compiler just to say so would cost seconds
+                if not _COMPILES.isdisjoint(sys.modules):
                     self._undo.enter_context(torch.compiler.set_stance("force_eager"))
 
     def __exit__(

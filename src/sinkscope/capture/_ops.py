@@ -79,12 +79,12 @@ COMPOSITES = frozenset(
 """Operations that reach a dispatch mode whole under inference mode; opened up so that one set of rules suffices."""
 
 
-
 def is_composite(func: Any) -> bool:
     """Whether an operation is nothing but other operations. Under inference mode it reaches a dispatch mode whole."""
     if not isinstance(func, OpOverload):
         return False
-    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
+    name: str = func.name()  # type: ignore[no-untyped-call]  # untyped in torch
+    return torch._C._dispatch_has_kernel_for_dispatch_key(name, "CompositeImplicitAutograd")
 
 
 _PACKAGES = ("flash_attn", "xformers", "sage", "natten", "vllm", "flashinfer")

@@ -11,7 +11,16 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from sinkscope.capture._follower import Follower, storage_of
-from sinkscope.capture._ops import COMPOSITES, COPIES, FUSED, SOFTMAX, FusedArguments, aten, is_composite, unseen_attention
+from sinkscope.capture._ops import (
+    COMPOSITES,
+    COPIES,
+    FUSED,
+    SOFTMAX,
+    FusedArguments,
+    aten,
+    is_composite,
+    unseen_attention,
+)
 
 
 class _Sort(Enum):

@@ -1,6 +1,10 @@
 """Exact statistics of attention, row by row, in memory linear in tokens."""
 
-from sinkscope.measure._measure import MeasureOptions as MeasureOptions, measure as measure
+from sinkscope.measure._measure import (
+    MeasureOptions as MeasureOptions,
+    measure as measure,
+    write_unusable as write_unusable,
+)
 from sinkscope.measure._statistics import (
     SINK_MASS as SINK_MASS,
     CallStatistics as CallStatistics,

@@ -6,11 +6,14 @@ and keys and one exp give every column sum. Blocks live in the cache and are thr
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sinkscope.capture import AttentionCall
+from sinkscope.capture import HIDDEN_BIAS, AttentionCall
 from sinkscope.measure import _kernels
 
 _BLOCK_ELEMENTS = 1 << 21
@@ -48,50 +51,54 @@ def fused_arguments(
     q, k = call.q.to(dtype), call.k[:, :, :tokens].to(dtype)
     mask = None if call.mask is None else call.mask.to(dtype)[..., :tokens]
     if call.lse is not None and call.lse.shape == q.shape[:3]:
-        return q, k, call.lse.to(dtype), mask
+        lse = call.lse.to(dtype)
+        # a query whose keys are all hidden: no weights, whatever its kernel made of it
+        return q, k, lse.masked_fill(lse <= 0.9 * HIDDEN_BIAS, torch.inf), mask
     full_mask = None if call.mask is None else call.mask.to(dtype)
     return q, k, _log_sum_exp(q, call.k.to(dtype), full_mask, call.scale, call.causal), mask
 
 
-def _query_blocks(q: Tensor, keys: int) -> list[slice]:
+def _score_blocks(
+    q: Tensor, k: Tensor, mask: Tensor | None, scale: float, causal: bool
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Scores of one block of queries after the other, without the keys after its last query when causal, and room of
+    the same shape. The memory is that of the block before: allocating it anew would leave the heap in pieces."""
     batch, heads, queries, _ = q.shape
-    step = max(1, _BLOCK_ELEMENTS // (batch * heads * keys))
-    return [slice(start, min(start + step, queries)) for start in range(0, queries, step)]
-
-
-def _scores(q: Tensor, k: Tensor, mask: Tensor | None, scale: float, causal: bool, block: slice) -> Tensor:
-    scores = (q[:, :, block] * scale) @ k.mT
-    if mask is not None:
-        scores += mask if mask.shape[2] == 1 else mask[:, :, block]
-    if causal:
-        future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(block.start + 1)
-        scores.masked_fill_(future, -torch.inf)
-    return scores
-
-
-def _expanded(k: Tensor, heads: int) -> Tensor:
-    return k.repeat_interleave(heads // k.shape[1], 1)
+    k = k.repeat_interleave(heads // k.shape[1], 1)
+    keys = k.shape[2]
+    step = min(queries, max(1, _BLOCK_ELEMENTS // (batch * heads * keys)))
+    left, right = q.flatten(0, 1), k.flatten(0, 1).mT
+    buffers = q.new_empty(2, batch * heads * step * keys)
+    for start in range(0, queries, step):
+        block = slice(start, min(start + step, queries))
+        shown = min(block.stop, keys) if causal else keys
+        shape = (batch * heads, block.stop - start, shown)
+        scores, room = (buffer[: math.prod(shape)].view(shape) for buffer in buffers)
+        torch.bmm(left[:, block] * scale, right[..., :shown], out=scores)
+        scores, room = scores.unflatten(0, (batch, heads)), room.unflatten(0, (batch, heads))
+        if mask is not None:
+            scores += (mask if mask.shape[2] == 1 else mask[:, :, block])[..., :shown]
+        if causal:
+            own = scores[..., start:]
+            own.masked_fill_(torch.ones(own.shape[-2:], dtype=torch.bool, device=q.device).triu(1), -torch.inf)
+        yield block, scores, room
 
 
 def _log_sum_exp(q: Tensor, k: Tensor, mask: Tensor | None, scale: float, causal: bool) -> Tensor:
-    k = _expanded(k, q.shape[1])
-    parts = [_scores(q, k, mask, scale, causal, b).logsumexp(-1) for b in _query_blocks(q, k.shape[2])]
-    return torch.cat(parts, -1)
+    return torch.cat([scores.logsumexp(-1) for _, scores, _ in _score_blocks(q, k, mask, scale, causal)], -1)
 
 
 def _blockwise(
     q: Tensor, k: Tensor, lse: Tensor, mask: Tensor | None, scale: float, causal: bool
 ) -> tuple[Tensor, Tensor]:
-    k = _expanded(k, q.shape[1])
-    sums = q.new_zeros(*q.shape[:2], k.shape[2])
-    entropies = []
-    for block in _query_blocks(q, k.shape[2]):
-        log_weights = _scores(q, k, mask, scale, causal, block).sub_(lse[:, :, block, None])
-        weights = log_weights.exp()
-        sums += weights.sum(-2)
+    sums, entropies = q.new_zeros(*q.shape[:2], k.shape[2]), q.new_empty(q.shape[:3])
+    for block, scores, room in _score_blocks(q, k, mask, scale, causal):
+        log_weights = scores.sub_(lse[:, :, block, None])
+        weights = torch.exp(log_weights, out=room)
+        sums[..., : weights.shape[-1]] += weights.sum(-2)
         log_weights.clamp_(min=-1e4)  # a hidden key's -inf would turn 0 * log 0 into NaN
-        entropies.append(-weights.mul_(log_weights).sum(-1))
-    return sums, torch.cat(entropies, -1)
+        entropies[:, :, block] = -weights.mul_(log_weights).sum(-1)
+    return sums, entropies
 
 
 def _from_weights(weights: Tensor, queries: Tensor, tokens: int) -> tuple[Tensor, Tensor]:

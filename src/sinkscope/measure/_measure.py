@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from jaxtyping import Float
+from torch import Tensor, distributed, nn
 
 from sinkscope._errors import CaptureError, InputError, NumericsError
 from sinkscope.artifact import EVENT_COLUMNS, GALLERY_SIZE, SAMPLED_COLUMNS, GalleryItem, Run
 from sinkscope.capture import AttentionCall, Calls, Coverage, Gap, Projection, capture
+from sinkscope.measure._heads import all_heads, all_statistics, is_parallel, require_own_heads
 from sinkscope.measure._sampling import attend_sampled, sample_queries
 from sinkscope.measure._statistics import CallStatistics, measure_call
 from sinkscope.measure._table import part_content
@@ -38,7 +40,7 @@ class MeasureOptions:
 
 @dataclass
 class _Layer:
-    """What does not change from batch to batch."""
+    """What does not change from batch to batch. `geometry` is of the heads in this process, all else of all heads."""
 
     module: str
     route: str
@@ -47,13 +49,16 @@ class _Layer:
     projection: Projection | None
     projection_gap: str | None
     geometry: WriteGeometry | None
+    gram: Float[np.ndarray, "heads dim dim"] | None
 
 
 @dataclass
 class _Pass:
-    """The batch at hand and what is known of the layers."""
+    """The batch at hand and what is known of the layers of `root`; if `parallel`, other processes have heads too."""
 
     options: MeasureOptions
+    root: nn.Module
+    parallel: bool
     layers: dict[int, _Layer] = field(default_factory=dict)
     gaps: dict[str, str] = field(default_factory=dict)
     batch: Batch | None = None
@@ -68,7 +73,7 @@ class _Pass:
     def on_call(self, call: AttentionCall) -> None:
         """Measure a call and let go of it."""
         assert self.batch is not None
-        reason = _gap(call, self.batch)
+        reason = _gap(call, self.batch, self.valid)
         if reason is not None:
             self.gaps[call.module] = reason
             return
@@ -78,7 +83,9 @@ class _Pass:
         self.tokens = call.shape[2]
         layer = self._layer(call)
         statistics = measure_call(call, self.valid, layer.geometry, self._attend())
-        _require_finite(call, statistics, self.batch)
+        if self.parallel:
+            statistics = all_statistics(statistics)
+        _require_finite(call, statistics, self.valid, self.batch)
         self.statistics[call.layer] = statistics
 
     def _attend(self) -> Callable[..., Any] | None:
@@ -91,19 +98,29 @@ class _Pass:
     def _layer(self, call: AttentionCall) -> _Layer:
         known = self.layers.get(call.layer)
         if known is None:
-            dtype = torch.promote_types(call.v.dtype, torch.float32)
-            projection = call.projection
-            known = _Layer(
-                call.module,
-                call.route,
-                call.shape[1],
-                call.v.shape[3],
-                projection,
-                call.projection_gap if projection is None else None,
-                None if projection is None else write_geometry(projection, call.shape[1], dtype),
-            )
+            known = self._new_layer(call)
             self.layers[call.layer] = known
         return known
+
+    def _new_layer(self, call: AttentionCall) -> _Layer:
+        dtype = torch.promote_types(call.v.dtype, torch.float32)
+        geometry = None if call.projection is None else write_geometry(call.projection, call.shape[1], dtype)
+        gram = None if geometry is None else geometry.gram
+        heads = call.shape[1]
+        if self.parallel:
+            require_own_heads(call, self.root)
+            heads *= distributed.get_world_size()
+            gram = None if gram is None else all_heads(gram, 0)
+        return _Layer(
+            call.module,
+            call.route,
+            heads,
+            call.v.shape[3],
+            call.projection,
+            call.projection_gap if call.projection is None else None,
+            geometry,
+            None if gram is None else gram.float().cpu().numpy(),
+        )
 
 
 def measure(
@@ -112,11 +129,15 @@ def measure(
     run: Run,
     options: MeasureOptions,
     on_batch: Callable[[Batch], None] | None = None,
-) -> None:
+) -> list[Batch]:
     """Measure every batch that has no part yet, and write its part.
 
     The model's own forward runs; statistics of a call are computed when its block has finished and its tensors are let
-    go, so memory is linear in tokens.
+    go, so memory is linear in tokens. Where the heads of a model are spread over processes (tensor parallel) all of
+    them run every batch, and the one of rank 0 writes.
+
+    **Returns:** the batches in which every input is bad. They have no part yet: pass them to `write_unusable` when all
+    processes are done.
 
     **Raises:**
 
@@ -124,11 +145,12 @@ def measure(
     - `NumericsError`: NaN or infinite activations; names the layer.
     - `InputError`, `ResourceError`, `ArtifactError`: from reading, running and writing.
     """
-    state = _Pass(options)
-    done = run.done()
+    parallel = is_parallel(model.module)
+    state = _Pass(options, model.module, parallel)
+    shares = {"rank": 0, "world": 1} if parallel else {"rank": options.rank, "world": options.world}
     unusable: list[Batch] = []
     with capture(model.module, state.on_call) as calls:
-        for batch in inputs.batches(skip=done, rank=options.rank, world=options.world):
+        for batch in inputs.batches(skip=run.done(), **shares):
             began = time.perf_counter()
             state.begin(batch)
             if not batch.names:
@@ -136,12 +158,12 @@ def measure(
                 continue
             model.run(batch)
             _require_layers(state, calls)
-            run.record_capture(_coverage(state, calls.coverage), _gram(state.layers))
-            _write(run, batch, state, time.perf_counter() - began)
+            if not parallel or options.rank == 0:
+                run.record_capture(_coverage(state, calls.coverage), _gram(state.layers))
+                _write(run, batch, state, time.perf_counter() - began)
             if on_batch is not None:
                 on_batch(batch)
-    for batch in unusable:
-        _write_empty(run, batch, state.layers)
+    return unusable
 
 
 def _write(run: Run, batch: Batch, state: _Pass, seconds: float) -> None:
@@ -161,39 +183,49 @@ def _write(run: Run, batch: Batch, state: _Pass, seconds: float) -> None:
     )
 
 
-def _write_empty(run: Run, batch: Batch, layers: Mapping[int, _Layer]) -> None:
-    """The part of a batch in which every input was bad, so that no number is missing."""
+def write_unusable(run: Run, batches: Sequence[Batch]) -> None:
+    """The parts of batches in which every input is bad, so that no number is missing.
+
+    **Raises:** `InputError` when no batch of the run had an input that can be read.
+    """
+    if not batches:
+        return
+    layers = run.layers()
     if not layers:
+        name, reason = next(iter(batches[0].bad.items()))
         raise InputError(
-            f"none of the {len(batch.bad)} inputs of batch {batch.index} can be read",
+            f"no input can be read, the first is {name} ({reason})",
             "at least one good input",
-            "look at the files it names, or run on other inputs",
+            "look at that file, or run on other inputs",
         )
-    heads = max(layer.heads for layer in layers.values())
-    dim = max(layer.head_dim for layer in layers.values())
+    heads = max(layer["heads"] for layer in layers)
+    dim = max(layer["head_dim"] for layer in layers)
+    depth = max(layer["layer"] for layer in layers) + 1
     events: dict[str, list[Any]] = {column.name: [] for column in EVENT_COLUMNS}
     if run.sampled:
         events |= {column.name: [] for column in SAMPLED_COLUMNS}
     vectors = {
-        "energy": np.zeros((0, max(layers) + 1, heads, 4)),
+        "energy": np.zeros((0, depth, heads, 4)),
         "rows": np.zeros((0, 3)),
         "sink_value": np.zeros((0, dim)),
         "sink_energy": np.zeros(0),
         "ordinary_energy": np.zeros(0),
     }
-    run.write_part(batch.index, events, vectors, bad_inputs=batch.bad)
+    for batch in batches:
+        run.write_part(batch.index, events, vectors, bad_inputs=batch.bad)
 
 
-def _gap(call: AttentionCall, batch: Batch) -> str | None:
-    """Why a captured call is not measured, None when it is."""
+def _gap(call: AttentionCall, batch: Batch, valid: Tensor | None) -> str | None:
+    """Why a captured call is not measured, None when it is. The sequence of `valid`, or else of the first call, is that
+    of the input."""
     if call.kind == "cross":
         return "cross attention: captured, but its keys are not the tokens of the input"
     if call.kind == "decode":
         return "incremental decoding: its keys come from a cache"
     if call.shape[0] != len(batch.names):
         return f"windowed attention: {call.shape[0]} windows for {len(batch.names)} inputs"
-    if batch.valid is not None and batch.valid.shape[1] != call.shape[2]:
-        return f"self-attention over {call.shape[2]} tokens where the input has {batch.valid.shape[1]}"
+    if valid is not None and valid.shape[1] != call.shape[2]:
+        return f"self-attention over {call.shape[2]} tokens where the input has {valid.shape[1]}"
     return None
 
 
@@ -209,9 +241,11 @@ def _require_layers(state: _Pass, calls: Calls) -> None:
     )
 
 
-def _require_finite(call: AttentionCall, statistics: CallStatistics, batch: Batch) -> None:
+def _require_finite(call: AttentionCall, statistics: CallStatistics, valid: Tensor, batch: Batch) -> None:
     """NaN or infinity anywhere in queries, keys, values or the block's input shows in one of these."""
+    written = call.out.sum(-1, dtype=torch.promote_types(call.out.dtype, torch.float32)).masked_fill(~valid[:, None], 0)
     for what, values in (
+        ("attention output", written),
         ("attention weights", statistics.entropy),
         ("values", statistics.energy[..., 0]),
         ("block input", statistics.hidden_norm_median if call.hidden_norms is not None else None),
@@ -256,16 +290,15 @@ def _coverage(state: _Pass, coverage: Coverage) -> dict[str, Any]:
 
 
 def _gram(layers: Mapping[int, _Layer]) -> np.ndarray | None:
-    if all(layer.geometry is None for layer in layers.values()):
+    if all(layer.gram is None for layer in layers.values()):
         return None
     heads = max(layer.heads for layer in layers.values())
     dim = max(layer.head_dim for layer in layers.values())
     gram = np.full((max(layers) + 1, heads, dim, dim), np.nan, np.float32)
     for number, layer in layers.items():
-        if layer.geometry is not None:
-            own = layer.geometry.gram.float().cpu().numpy()
+        if layer.gram is not None:
             gram[number, : layer.heads] = 0
-            gram[number, : layer.heads, : layer.head_dim, : layer.head_dim] = own
+            gram[number, : layer.heads, : layer.head_dim, : layer.head_dim] = layer.gram
     return gram
 
 

@@ -201,16 +201,22 @@ int sinkscope_top_eigenvalue(const float *G, float *out, int64_t n, int64_t d) {
     for (int64_t t = 0; t < n; t++) {
       if (Q == NULL || ab == NULL) continue;
       const float *g = G + t * d * d;
-      int64_t start = 0;
-      for (int64_t i = 1; i < d; i++)
-        if (g[i * d + i] > g[start * d + start]) start = i;
+      /* G times a vector of pseudo-random numbers: no eigenvector can be missing from it by structure, as it can be
+       * from a column of a block diagonal G */
+      uint32_t random = 1;
+      memset(Q, 0, sizeof(float) * (size_t)d);
+      for (int64_t i = 0; i < d; i++) {
+        random = random * 1664525u + 1013904223u;
+        const float r = (float)(random >> 8) / 8388608.0f - 1.0f;
+        for (int64_t j = 0; j < d; j++) Q[j] += r * g[i * d + j];
+      }
       double norm = 0;
-      for (int64_t i = 0; i < d; i++) norm += (double)g[start * d + i] * g[start * d + i];
+      for (int64_t i = 0; i < d; i++) norm += (double)Q[i] * Q[i];
       if (!(norm > 0)) {
         out[t] = norm == 0 ? 0 : NAN;
         continue;
       }
-      for (int64_t i = 0; i < d; i++) Q[i] = (float)(g[start * d + i] / sqrt(norm));
+      for (int64_t i = 0; i < d; i++) Q[i] = (float)(Q[i] / sqrt(norm));
       double *a = ab, *b = ab + d, ritz = 0;
       for (int64_t m = 0; m < d; m++) {
         float *w = Q + (m + 1) * d;

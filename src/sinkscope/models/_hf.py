@@ -18,6 +18,7 @@ from sinkscope.models._model import Model, wrong_modality
 from sinkscope.models._placement import Placement, seeded
 from sinkscope.models._quiet import quiet
 from sinkscope.models._reference import Reference
+from sinkscope.models._spread import require_spreadable, spread_arguments
 from sinkscope.models._types import Modality, Preparation
 from sinkscope.models._weights import check_folder, corrupt_error, first_line
 
@@ -51,6 +52,8 @@ def load_hf(reference: Reference, modality: Modality | None, placement: Placemen
     with quiet() as heard:
         config = _config(source, reference.text, placement.trust_remote_code)
         plan = _plan(config, modality, reference.text, placement.trust_remote_code)
+        if placement.spread:
+            require_spreadable(placement, plan.config, reference.text, pretrained)
         if pretrained:
             if folder.is_dir():
                 check_folder(folder)
@@ -185,7 +188,7 @@ def _pretrained(plan: _Plan, source: str, reference: str, placement: Placement) 
     if placement.trust_remote_code:
         arguments["trust_remote_code"] = True
     if placement.spread:
-        arguments |= {"device_map": placement.device_map, "tp_plan": placement.tp_plan}
+        arguments |= spread_arguments(placement)
     try:
         module, info = _with_kernel(
             kernel, lambda kernel: plan.cls.from_pretrained(source, attn_implementation=kernel, **arguments)
@@ -213,8 +216,6 @@ def _pretrained(plan: _Plan, source: str, reference: str, placement: Placement) 
             "fetch both again",
         ) from None
     except ValueError as error:
-        if "requires `accelerate`" in str(error):
-            raise _missing_package(reference, error) from None
         raise ModelReferenceError(
             f"{reference} does not load ({first_line(error)})",
             "a model that transformers can build from its config.json",
@@ -224,11 +225,11 @@ def _pretrained(plan: _Plan, source: str, reference: str, placement: Placement) 
     return module if placement.spread else module.to(placement.device), notes
 
 
-def _missing_package(reference: str, error: Exception) -> MissingExtraError:
+def _missing_package(reference: str, error: ImportError) -> MissingExtraError:
     return MissingExtraError(
         f"{reference} needs a package that is missing ({first_line(error)})",
         "that package next to transformers",
-        "pip install accelerate" if "accelerate" in str(error) else "install it and run again",
+        f"pip install {error.name}" if error.name else "install it and run again",
     )
 
 

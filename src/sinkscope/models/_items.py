@@ -109,7 +109,9 @@ def collect(number: int, names: Sequence[str], results: Sequence[Any], assemble:
     """One batch of what was read; raises the first bad input's error, or under `skip_bad` notes and leaves it out."""
     bad = {name: result for name, result in zip(names, results, strict=True) if isinstance(result, InputError)}
     if bad and not skip_bad:
-        raise next(iter(bad.values()))
+        first = next(iter(bad.values()))
+        count = f" ({len(bad)} bad inputs of {len(names)} in batch {number})" if len(bad) > 1 else ""
+        raise InputError(f"{first.found}{count}", first.expected, first.next_step)
     kept = [(name, result) for name, result in zip(names, results, strict=True) if name not in bad]
     batch = assemble(number, tuple(name for name, _ in kept), [item for _, item in kept]) if kept else Batch(number, ())
     return replace(batch, bad={name: error.found for name, error in bad.items()})

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -49,6 +50,9 @@ class Model:
     def weights_sha256(self) -> str:
         """Hash over the state dict: names in order, dtypes, shapes and bytes. Computed anew at every call."""
         state = self.module.state_dict()
+        if any(isinstance(value, Tensor) and value.is_meta for value in state.values()):  # offloaded by a device_map
+            offloading: Any = import_module("accelerate.utils.modeling")
+            state = offloading.get_state_dict_offloaded_model(self.module)
         return tensors_sha256({name: value for name, value in state.items() if isinstance(value, Tensor)})
 
     def run(self, batch: Batch) -> Any:
