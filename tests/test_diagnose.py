@@ -168,6 +168,14 @@ def test_sampled_queries_come_with_their_standard_error(tmp_path: Path) -> None:
     same(again.events, sampled.events)
 
 
+def test_every_batch_draws_its_own_queries(tmp_path: Path) -> None:
+    family = FAMILIES["vit"]
+    twice = family.example(1).args[0].expand(2, -1, -1, -1)
+    events = sinkscope.diagnose(family.build(), twice, tmp_path / "out", batch_size=1, queries=7).events
+    one, other = (events[events["input"] == name]["entropy"].to_numpy() for name in ("0", "1"))
+    assert not np.allclose(one, other, rtol=1e-3)
+
+
 # -- what is not measured is named ----------------------------------------------------------------------------------
 
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 InputKind = Literal["images", "text", "dataset"]
 _LEAST = {"batch_size": 1, "limit": 1, "size": 1, "length": 2, "queries": 2, "seed": 0, "num_workers": 0}
+_LARGEST_SEED = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,8 @@ class DiagnoseOptions:
             if value is not None and value != "all" and (not isinstance(value, int) or value < least):
                 flag = "--" + name.replace("_", "-")
                 raise OptionError(f"{flag} is {value!r}", f"a whole number from {least} on", f"correct {flag}")
+        if self.seed > _LARGEST_SEED:
+            raise OptionError(f"--seed is {self.seed}", f"a number up to {_LARGEST_SEED}", "correct --seed")
 
 
 @dataclass(frozen=True)

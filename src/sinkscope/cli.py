@@ -26,8 +26,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_LARGEST_SEED = 2**32 - 1
-
 Folder = Annotated[
     Path, typer.Argument(metavar="FOLDER", help="What a diagnosis has written: its --out folder.", show_default=False)
 ]
@@ -71,16 +69,16 @@ def diagnose(
         typer.Option(metavar="NAME", help="A parquet file or a folder of them, or NAME[:SPLIT] of a hub dataset."),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Measure only the first N inputs; all by default.")
+        int | None, typer.Option(metavar="N", help="Measure only the first N inputs; all by default.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Inputs per forward pass.")] = 8,
+    batch_size: Annotated[int, typer.Option(metavar="N", help="Inputs per forward pass.")] = 8,
     size: Annotated[
         int | None,
-        typer.Option(metavar="PIXELS", min=1, help="Side of the square pictures; the model's own by default."),
+        typer.Option(metavar="PIXELS", help="Side of the square pictures; the model's own by default."),
     ] = None,
     length: Annotated[
         int | None,
-        typer.Option(metavar="TOKENS", min=2, help="Length of the text windows; by default the model's, at most 128."),
+        typer.Option(metavar="TOKENS", help="Length of the text windows; by default the model's, at most 128."),
     ] = None,
     queries: Annotated[
         str, typer.Option(metavar="all|N", help="Use all queries, which is exact, or a sample of N per input.")
@@ -93,12 +91,10 @@ def diagnose(
         str | None,
         typer.Option(metavar="TYPE", help="float64, float32, bfloat16 or float16; the checkpoint's own by default."),
     ] = None,
-    num_workers: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Threads that read inputs ahead; none if 0.")
-    ] = 0,
+    num_workers: Annotated[int, typer.Option(metavar="N", help="Threads that read inputs ahead; none if 0.")] = 0,
     seed: Annotated[
         int,
-        typer.Option(metavar="N", min=0, max=_LARGEST_SEED, help="Of sampled queries and of bootstrap intervals."),
+        typer.Option(metavar="N", help="Of sampled queries and of bootstrap intervals."),
     ] = 0,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out and name inputs that cannot be read, instead of stopping.")
@@ -245,7 +241,7 @@ def _close(diagnosis: Diagnosis, as_json: bool) -> None:
     if bad:
         typer.echo(f"left out {len(bad)} of {diagnosis.manifest['n_inputs'] + len(bad)} inputs:")
         for name, reason in bad.items():
-            typer.echo(one_line(f"{name}: {reason}"))
+            typer.echo("  " + one_line(f"{name}: {reason}"))
     typer.echo(note if page is None else f"report: {page}")
 
 

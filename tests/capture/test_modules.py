@@ -236,7 +236,7 @@ def test_windowed_attention_is_captured_window_by_window(fused: bool) -> None:
     """timm's Swin: every window is a batch entry. Reference: the unfused float64 copy, weights by hook."""
     from timm.models.swin_transformer import SwinTransformer
 
-    size: dict[str, Any] = {
+    options: dict[str, Any] = {
         "img_size": 28,
         "patch_size": 2,
         "embed_dim": 12,

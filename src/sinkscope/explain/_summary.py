@@ -20,9 +20,7 @@ _LOOK_ALIKES = {
 }
 
 
-def summarise(
-    manifest: Mapping[str, Any], heads: pd.DataFrame, sink_tokens: pd.DataFrame | None = None
-) -> list[str]:
+def summarise(manifest: Mapping[str, Any], heads: pd.DataFrame, sink_tokens: pd.DataFrame | None = None) -> list[str]:
     """Three plain sentences: where the sinks are; what they look like under the rule; what they write, and the next
     step. A sink head is one of kind `sink`.
 

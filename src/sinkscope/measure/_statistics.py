@@ -105,8 +105,7 @@ def measure_call(
         rank, frobenius = stable_rank(call, geometry, seen.queries)
         write_rms = (frobenius / seen.queries.sum(1, keepdim=True)).sqrt()
         sink_energy = _pick(norms, at).square()
-        squares = norms.square().masked_fill(~valid[:, None], 0).sum(-1)
-        ordinary_energy = (squares - sink_energy) / (valid.sum(1, keepdim=True) - 1)
+        ordinary_energy = _sum_of_others(norms.square(), at, valid) / (valid.sum(1, keepdim=True) - 1)
     hidden = hidden_median = undefined
     if call.hidden_norms is not None:
         masked = call.hidden_norms.to(v.dtype).masked_fill(~valid, torch.nan)
@@ -218,8 +217,11 @@ def _pick(x: Tensor, at: Tensor) -> Tensor:
 
 def _ratio_to_others(norms: Tensor, at: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     """|x_s| / mean over the other valid tokens of |x_j|, and the mean over all valid tokens."""
-    total = norms.masked_fill(~valid[:, None], 0).sum(-1)
     n = valid.sum(1, keepdim=True)
-    of_sink = _pick(norms, at)
-    others: Tensor = (total - of_sink) / (n - 1)
-    return of_sink / others, total / n
+    of_sink, others = _pick(norms, at), _sum_of_others(norms, at, valid)
+    return of_sink / (others / (n - 1)), (others + of_sink) / n
+
+
+def _sum_of_others(x: Tensor, at: Tensor, valid: Tensor) -> Tensor:
+    """Over valid tokens but `at`, left out before the sum: next to a massive one the others would be lost in it."""
+    return x.masked_fill(~valid[:, None], 0).scatter(-1, at[..., None], 0).sum(-1)

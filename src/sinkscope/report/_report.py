@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sinkscope.artifact import open_artifact
-from sinkscope.artifact import replacing, write_text
+from sinkscope.artifact import open_artifact, replacing, write_text
 from sinkscope.report._data import read_data
 from sinkscope.report._figure import render
 from sinkscope.report._figures import FIGURES, HEATMAPS
