@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 import tempfile
 import weakref
 from collections.abc import Callable, Mapping
@@ -191,7 +189,13 @@ def diagnose(
             skip_bad=chosen.skip_bad,
             kind=kind,
         )
-        manifest = _manifest(loaded, supply, chosen, event_rule, command or _command(loaded, path))
+        manifest = _manifest(
+            loaded,
+            supply,
+            chosen,
+            event_rule,
+            command or f"sinkscope.diagnose({loaded.reference!r}, ..., out={str(path)!r})",
+        )
         with opened_run(path, manifest) if world.first else nullcontext():
             world.wait()
             _run(loaded, supply, path, chosen, world, on_batch)
@@ -281,9 +285,3 @@ def _manifest(model: Model, supply: Inputs, options: DiagnoseOptions, rule: Rule
         rule=rule.to_dict(),
         command=command,
     )
-
-
-def _command(model: Model, path: Path) -> str:
-    if Path(sys.argv[0]).stem in ("sinkscope", "__main__"):
-        return shlex.join(["sinkscope", *sys.argv[1:]])
-    return f"sinkscope.diagnose({model.reference!r}, ..., out={str(path)!r})"

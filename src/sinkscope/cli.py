@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -135,6 +136,7 @@ def diagnose(
                 device_map=device_map,
                 tp_plan=tp_plan,
                 on_batch=on_batch,
+                command=shlex.join(["sinkscope", *sys.argv[1:]]),
                 limit=limit,
                 batch_size=batch_size,
                 size=size,

@@ -15,8 +15,8 @@ class Ended(NamedTuple):
 
 
 def complaint(ended: Ended, absent: Path | None = None) -> str:
-    """The one line of a command line that ended with a foreseeable mistake: exit code 2, nothing on standard output, one
-    line on standard error with the next step, and nothing written at `absent`.
+    """The line with which a command line has ended: exit code 2, nothing on standard output, on standard error this
+    one line with the next step, and nothing written at `absent`.
     """
     assert ended.code == 2, ended
     assert ended.out == "", ended.out

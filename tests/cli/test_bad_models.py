@@ -21,7 +21,7 @@ from tests.models._tiny import save, save_processor
 @pytest.mark.parametrize(
     ("reference", "names"),
     [
-        ("what", ["model reference 'what'", "zoo:NAME, hf:NAME or hf:FOLDER, timm:NAME, open_clip:NAME", "sinkscope models"]),
+        ("what", ["model reference 'what'", "zoo:NAME, hf:NAME or hf:FOLDER, timm:NAME, open_clip:NAME"]),
         ("gguf:model", ["model reference 'gguf:model'", "sinkscope models"]),
         ("zoo:nope", ["zoo model 'nope'", "dinov2-small-saliency, minilm-l6, smollm2-135m"]),
         ("hf:some/model", ["hub cannot be reached", "some/model", "hf:/path/to/model", "zoo"]),

@@ -113,7 +113,7 @@ def test_without_matplotlib_all_but_the_report_is_there(
     ended = cli("diagnose", vit, "--images", pictures, "--out", tmp_path / "out", "--json")
     assert ended.code == 0
     assert json.loads(ended.out)["report"] is None
-    assert 'no report written: ' in ended.err
+    assert "no report written: " in ended.err
     assert 'pip install "sinkscope[report]"' in ended.err
     assert 'pip install "sinkscope[report]"' in complaint(cli("report", tmp_path / "out"))
 
@@ -176,9 +176,9 @@ def test_folders_that_cannot_be_shown(
             assert name in line
 
 
-@pytest.mark.parametrize("name", ["a b", "ü 日本", "-dash", "new\nline", "quo'te\"", "#%?&"])
+@pytest.mark.parametrize("name", ["-dash \n line", "ü 日本", "quo'te\" #%?&"])
 def test_names_of_any_kind(name: str, cli: Cli, vit: Path, pictures: Path, tmp_path: Path) -> None:
-    model = shutil.copytree(vit, tmp_path / "models" / name.replace("?", "")) # a ? begins options
+    model = shutil.copytree(vit, tmp_path / "models" / name.replace("?", ""))  # a ? begins options
     folder = tmp_path / name
     folder.mkdir()
     shutil.copy(pictures / "p0.png", folder / f"{name}.png")

@@ -68,15 +68,13 @@ MATMULS = {aten.addmm.default: 1, aten.mm.default: 0, aten.bmm.default: 0}
 
 COMPOSITES = frozenset(
     {
-        aten.linear.default,
-        aten.matmul.default,
-        aten.einsum.default,
         aten.softmax.int,
         aten.scaled_dot_product_attention.default,
         aten._scaled_dot_product_attention_math.default,
     }
 )
-"""Operations that reach a dispatch mode whole under inference mode; opened up so that one set of rules suffices."""
+"""Operations that hold attention and reach a dispatch mode whole under inference mode: always opened up. Others, such
+as linear, are opened only while a result is followed; that spares most of what watching costs."""
 
 
 def is_composite(func: Any) -> bool:

@@ -90,10 +90,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
     ) -> Any:
         sort = _sort(func)
         following = bool(self._follower)
-        opens = sort is _Sort.COMPOSITE or (sort is _Sort.OTHER_COMPOSITE and (following or self._softmax))
-        if sort in (_Sort.OTHER, _Sort.OTHER_COMPOSITE) and not opens and not following:
+        idle = not following and not self._softmax
+        if idle and (sort is _Sort.OTHER or sort is _Sort.OTHER_COMPOSITE or sort is _Sort.COPY):
             return func(*args, **kwargs) if kwargs else func(*args)
         kwargs = kwargs or {}
+        opens = sort is _Sort.COMPOSITE or (sort is _Sort.OTHER_COMPOSITE and not idle)
         if opens:
             with self:
                 opened = func.decompose(*args, **kwargs)

@@ -218,8 +218,8 @@ def _pick(x: Tensor, at: Tensor) -> Tensor:
 def _ratio_to_others(norms: Tensor, at: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     """|x_s| / mean over the other valid tokens of |x_j|, and the mean over all valid tokens."""
     n = valid.sum(1, keepdim=True)
-    of_sink, others = _pick(norms, at), _sum_of_others(norms, at, valid)
-    return of_sink / (others / (n - 1)), (others + of_sink) / n
+    mean = norms.masked_fill(~valid[:, None], 0).sum(-1) / n
+    return _pick(norms, at) / (_sum_of_others(norms, at, valid) / (n - 1)), mean
 
 
 def _sum_of_others(x: Tensor, at: Tensor, valid: Tensor) -> Tensor:
