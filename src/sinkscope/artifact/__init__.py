@@ -17,6 +17,7 @@ from ._schema import (
     SAMPLED_COLUMNS as SAMPLED_COLUMNS,
     SCHEMA_VERSION as SCHEMA_VERSION,
     SHARES as SHARES,
+    SINK_MASS as SINK_MASS,
     Column as Column,
     head_columns as head_columns,
 )

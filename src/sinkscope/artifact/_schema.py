@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 SCHEMA_VERSION = 1
+SINK_MASS = 0.3
+"""From this mass on a row counts for `sink_rate`, its sink's value is kept, and the shares are over it."""
 
 
 @dataclass(frozen=True)

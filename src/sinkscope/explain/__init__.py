@@ -7,7 +7,6 @@ from ._keys import column_excess as column_excess, sink_by_key as sink_by_key
 from ._kinds import (
     DEAD_RATIO as DEAD_RATIO,
     DIAGONAL as DIAGONAL,
-    SINK_MASS as SINK_MASS,
     SINK_RATE as SINK_RATE,
     UNIFORM_ENTROPY_SHARE as UNIFORM_ENTROPY_SHARE,
 )

@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Int
 
-from ..artifact import MEDIAN_COLUMNS, Artifact, head_columns
+from ..artifact import MEDIAN_COLUMNS, SINK_MASS, Artifact, head_columns
 from ._classify import classify, is_event
 from ._intervals import median_interval, wilson
-from ._kinds import SINK_MASS, dead_heads, kinds
+from ._kinds import dead_heads, kinds
 from ._rules import Rule
 from ._shares import sink_shares
 

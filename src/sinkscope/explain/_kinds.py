@@ -7,9 +7,6 @@ from jaxtyping import Float, Int
 
 from ._intervals import median_interval
 
-SINK_MASS = 0.3
-"""A row counts towards `sink_rate` from this mass on."""
-
 SINK_RATE = 0.1
 """A head is a sink head when this share of inputs has a sink."""
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ._kinds import SINK_MASS, SINK_RATE
+from ..artifact import SINK_MASS
+from ._kinds import SINK_RATE
 from ._shares import MIN_SINK_INPUTS
 
 _ROLES_NAMED = 3

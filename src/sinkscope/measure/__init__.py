@@ -5,9 +5,5 @@ from sinkscope.measure._measure import (
     measure as measure,
     write_unusable as write_unusable,
 )
-from sinkscope.measure._statistics import (
-    SINK_MASS as SINK_MASS,
-    CallStatistics as CallStatistics,
-    measure_call as measure_call,
-)
+from sinkscope.measure._statistics import CallStatistics as CallStatistics, measure_call as measure_call
 from sinkscope.measure._writes import WriteGeometry as WriteGeometry, write_geometry as write_geometry

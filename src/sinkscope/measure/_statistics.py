@@ -15,8 +15,6 @@ from sinkscope.measure._visibility import Visibility, visibility
 from sinkscope.measure._writes import WriteGeometry, stable_rank, write_norms
 
 TOP = 4
-SINK_MASS = 0.3
-"""From this mass on a sink's value is kept for the shares and the edits."""
 
 
 @dataclass(frozen=True)

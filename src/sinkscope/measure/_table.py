@@ -8,23 +8,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from sinkscope.measure._statistics import SINK_MASS, CallStatistics
+from sinkscope.artifact import MEDIAN_COLUMNS, SINK_MASS
+from sinkscope.measure._statistics import CallStatistics
 from sinkscope.models import Batch, TokenLayout
-
-_PLAIN = (
-    "mass",
-    "routed",
-    "min_mass",
-    "value_ratio",
-    "update_ratio",
-    "stable_rank",
-    "diagonal",
-    "entropy",
-    "entropy_share",
-    "hidden_norm",
-    "hidden_norm_median",
-    "virtual_mass",
-)
 
 Arrays = dict[str, np.ndarray]
 
@@ -57,7 +43,7 @@ def part_content(batch: Batch, layers: Mapping[int, CallStatistics], tokens: int
         "head": of_head[order],
         "sink": [int(s) if s >= 0 else None for s in sink],
         **_places(batch.layouts, of_input, sink, tokens),
-        **{name: rows(name) for name in _PLAIN},
+        **{name: rows(name) for name in MEDIAN_COLUMNS},
         **_top(rows("top_sinks"), rows("top_masses")),
     }
     if all(layers[layer].mass_se is not None for layer in numbers):

@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from sinkscope.artifact import Artifact
-from sinkscope.explain import SINK_MASS, Rule, classify, is_event
+from sinkscope.artifact import SINK_MASS, Artifact
+from sinkscope.explain import Rule, classify, is_event
 from sinkscope.report._rule import ratio_column
 
 _COLUMNS = (
