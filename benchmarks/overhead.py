@@ -1,6 +1,6 @@
 """What a diagnosis costs on top of the model's own fused forward, in time and in memory.
 
-    python benchmarks/overhead.py [--rounds 7] [--json FILE] [--memory] [--cases NAME,...]
+    python benchmarks/overhead.py [--rounds 7] [--cases NAME,...] [--no-time] [--no-memory] [--no-eager]
 
 Each case runs four programs in turn, round after round, in one process: the plain forward, the diagnosis (everything
 but writing files), the diagnosis with 64 sampled queries, and the way of today: eager attention with full matrices and
@@ -18,7 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -203,48 +203,62 @@ def _ratio(measured: dict[str, float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/overhead.json"))
+    parser.add_argument(
+        "--results", type=Path, default=Path("benchmarks/results"), help="folder of time.json, memory.json"
+    )
     parser.add_argument("--cases", default="", help="only cases whose name contains one of these, comma separated")
     parser.add_argument("--no-eager", action="store_true")
     parser.add_argument("--no-memory", action="store_true")
+    parser.add_argument("--no-time", action="store_true")
     parser.add_argument("--child", nargs=2, metavar=("MODE", "TOKENS"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         child(options.child[0], int(options.child[1]))
         return
-    wanted = [text for text in options.cases.split(",") if text]
-    cases = [case for case in CASES if not wanted or any(text in case.name for text in wanted)]
-    result: dict[str, Any] = {"machine": machine(), "time": [], "memory": []}
-    print(result["machine"])
+    print(machine())
+    if not options.no_time:
+        wanted = [text for text in options.cases.split(",") if text]
+        cases = [case for case in CASES if not wanted or any(text in case.name for text in wanted)]
+        write(options.results / "time.json", time_all(cases, options.rounds, not options.no_eager))
+    if not options.no_memory:
+        write(options.results / "memory.json", memory_all())
+
+
+def time_all(cases: Sequence[Case], rounds: int, with_eager: bool) -> list[dict[str, Any]]:
     print(f"{'case':26}{'plain s':>9}{'diagnosed':>22}{'aim':>6}{'sampled 64':>22}{'aim':>6}{'eager':>8}")
+    rows = []
     for case in cases:
-        row = time_case(case, options.rounds, not options.no_eager)
-        result["time"].append(row)
-        show = {
-            name: f"{row[name]['median']:.3f} [{row[name]['low']:.2f}, {row[name]['high']:.2f}]"
-            for name in ("diagnosed", "sampled 64")
-        }
-        slow = f"{row['eager, full matrices']['median']:.2f}" if not options.no_eager else "-"
+        row = time_case(case, rounds, with_eager)
+        slow = f"{row['eager, full matrices']['median']:.2f}" if with_eager else "-"
         print(
-            f"{case.name:26}{row['plain_seconds']:9.3f}{show['diagnosed']:>22}{case.aim:6.2f}"
-            f"{show['sampled 64']:>22}{case.aim_sampled:6.2f}{slow:>8}",
+            f"{case.name:26}{row['plain_seconds']:9.3f}{_ratio(row['diagnosed']):>22}{case.aim:6.2f}"
+            f"{_ratio(row['sampled 64']):>22}{case.aim_sampled:6.2f}{slow:>8}",
             flush=True,
         )
-    if not options.no_memory:
-        print("\npeak resident memory of SmolLM2, MB, whole process")
-        for tokens in (2048, 4096, 8192, 16384):
-            row = {"tokens": tokens} | {mode: peak(mode, tokens) for mode in ("plain", "diagnosed")}
-            row["eager"] = peak("eager", tokens) if tokens <= 4096 else float("nan")
-            row["ratio"] = row["diagnosed"] / row["plain"]
-            result["memory"].append(row)
-            print(
-                "  ".join(
-                    f"{name} {value:.2f}" if name == "ratio" else f"{name} {value:.0f}" for name, value in row.items()
-                ),
-                flush=True,
-            )
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(result, indent=2) + "\n")
+        rows.append(row)
+    return rows
+
+
+def memory_all() -> list[dict[str, Any]]:
+    print("peak resident memory of SmolLM2, MB, whole process; eager only where it fits")
+    rows = []
+    for tokens in (2048, 4096, 8192, 16384):
+        row: dict[str, Any] = {"tokens": tokens} | {mode: peak(mode, tokens) for mode in ("plain", "diagnosed")}
+        row["eager"] = peak("eager", tokens) if tokens <= 4096 else None
+        row["ratio"] = row["diagnosed"] / row["plain"]
+        eager_mb = "-" if row["eager"] is None else f"{row['eager']:.0f}"
+        print(
+            f"{tokens:6} tokens: plain {row['plain']:.0f}, diagnosed {row['diagnosed']:.0f}, eager {eager_mb}, "
+            f"diagnosed / plain {row['ratio']:.2f}",
+            flush=True,
+        )
+        rows.append(row)
+    return rows
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

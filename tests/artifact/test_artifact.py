@@ -51,7 +51,9 @@ def test_parts_keep_their_order_beyond_five_digits(tmp_path: Path) -> None:
 def test_a_part_that_is_gone_is_missed(finished: Path) -> None:
     inputs = open_artifact(finished).manifest["n_inputs"]
     (finished / "events" / "part-00001.parquet").unlink()
-    with pytest.raises(ArtifactError, match=rf"has parts of \d inputs; expected all parts, of {inputs} inputs; next: run"):
+    with pytest.raises(
+        ArtifactError, match=rf"has parts of \d inputs; expected all parts, of {inputs} inputs; next: run"
+    ):
         open_artifact(finished).events()
 
 

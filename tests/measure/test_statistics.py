@@ -64,7 +64,7 @@ def test_a_perfect_sink_by_hand() -> None:
 
 @pytest.mark.usefixtures("kernels")
 def test_uniform_attention_by_hand() -> None:
-    """Every key has the same share: no sink stands out, the entropy is all there can be, and the write is of rank one."""
+    """Every key has the same share: no sink stands out, the entropy is the largest, and the write is of rank one."""
     zero = torch.zeros(1, 2, 7, 3)
     projection = Projection(normal(6, RESIDUAL, seed=1), None)
     call = fused_call(zero, zero, normal(1, 2, 7, 3, seed=2), projection=projection)
@@ -97,7 +97,9 @@ def test_an_input_of_one_token(causal: bool) -> None:
     """There is nothing to compare its value with, and a causal key needs eight queries."""
     one = normal(1, 2, 1, 3, seed=1)
     projection = Projection(normal(6, RESIDUAL, seed=2), None)
-    found = measured(fused_call(one, one, one, causal=causal, projection=projection), torch.ones(1, 1, dtype=torch.bool))
+    found = measured(
+        fused_call(one, one, one, causal=causal, projection=projection), torch.ones(1, 1, dtype=torch.bool)
+    )
     assert (found.sink == 0).all()
     assert (found.mass == 1).all() and (found.diagonal == 1).all() and (found.entropy.abs() < 1e-6).all()
     assert found.value_ratio.isnan().all() and found.update_ratio.isnan().all() and found.entropy_share.isnan().all()

@@ -84,34 +84,29 @@ def test_a_head_that_writes_nothing_has_no_stable_rank() -> None:
     assert (energy == 0).all()
 
 
-def needs_native() -> None:
-    if _kernels._library() is None:
-        pytest.skip("the compiled kernels are not built")
-
-
-@settings(max_examples=60, deadline=None)
+@pytest.mark.usefixtures("native")
+@settings(max_examples=60, deadline=None, suppress_health_check=within_fixture)
 @given(dim=DIMS, tokens=st.integers(0, 141), seed=st.integers(0, 99))
 def test_the_compiled_gram_matrix(dim: int, tokens: int, seed: int) -> None:
-    needs_native()
     x = normal(2, tokens, 3, dim, seed=seed).transpose(1, 2)
     keep = torch.rand(2, tokens, generator=torch.Generator().manual_seed(seed)) < 0.6
     kept = x.double() * keep[:, None, :, None]
     torch.testing.assert_close(_kernels.gram(x, keep).double(), kept.mT @ kept, rtol=1e-5, atol=1e-4)
 
 
-@settings(max_examples=100, deadline=None)
+@pytest.mark.usefixtures("native")
+@settings(max_examples=100, deadline=None, suppress_health_check=within_fixture)
 @given(dim=DIMS, rank=st.integers(1, 67), decay=st.sampled_from([0.0, 0.1, 1.0, 3.0]), seed=st.integers(0, 999))
 def test_the_compiled_largest_eigenvalue(dim: int, rank: int, decay: float, seed: int) -> None:
     """From flat spectra, where the largest ones are close, to steep ones."""
-    needs_native()
     x = normal(5, dim, min(rank, dim), seed=seed) * torch.arange(1, min(rank, dim) + 1).float().pow(-decay)
     matrices = x @ x.mT
     expected = torch.linalg.eigvalsh(matrices.double())[..., -1]
     torch.testing.assert_close(_kernels.top_eigenvalue(matrices).double(), expected, rtol=2e-6, atol=0.0)
 
 
+@pytest.mark.usefixtures("native")
 def test_the_compiled_largest_eigenvalue_of_special_matrices() -> None:
-    needs_native()
     eye, zero = torch.eye(7), torch.zeros(7, 7)
     twice = torch.diag(torch.tensor([3.0, 1.0, 3.0, 0.0, 2.0, 3.0, 0.5]))
     broken = torch.full((7, 7), torch.nan)

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 _int64 = ctypes.c_int64
@@ -89,6 +89,23 @@ def columns(
     )
     _check(status)
     return sums, entropy
+
+
+def dots(
+    q: Float[Tensor, "batch heads tokens dim"],
+    k: Float[Tensor, "batch kv_heads tokens dim"],
+    at: Int[Tensor, "batch heads"],
+) -> tuple[Float[Tensor, "batch heads tokens"], Float[Tensor, "batch heads tokens"]]:
+    """Products of every query with the key at one place per head, and with the key at the query's own place."""
+    library = _library()
+    assert library is not None
+    batch, heads, tokens, dim = q.shape
+    q, k, at = _dense_last(q), _dense_last(k), at.contiguous()
+    chosen, own = q.new_empty(batch, heads, tokens), q.new_empty(batch, heads, tokens)
+    dims = _ints(batch, heads, k.shape[1], tokens, dim)
+    strides = _ints(*q.stride()[:3]), _ints(*k.stride()[:3])
+    library.sinkscope_dots(_pointer(q), _pointer(k), _pointer(at), _pointer(chosen), _pointer(own), dims, *strides)
+    return chosen, own
 
 
 def norms(

@@ -163,6 +163,34 @@ int sinkscope_gram(const float *x, const uint8_t *keep, float *out, const int64_
   return failed;
 }
 
+/* sink[b,h,i] = q_bhi . k_bhs with s = at[b,h], and own[b,h,i] = q_bhi . k_bhi, in one pass over q and k. */
+void sinkscope_dots(const float *q, const float *k, const int64_t *at, float *sink, float *own, const int64_t *dims,
+                    const int64_t *sq, const int64_t *sk) {
+  const int64_t B = dims[0], H = dims[1], Hk = dims[2], n = dims[3], d = dims[4];
+#pragma omp parallel for schedule(static)
+  for (int64_t bh = 0; bh < B * H; bh++) {
+    const int64_t b = bh / H, h = bh % H;
+    const float *qs = q + b * sq[0] + h * sq[1], *ks = k + b * sk[0] + h / (H / Hk) * sk[1];
+    const float *chosen = ks + at[bh] * sk[2];
+    for (int64_t i = 0; i < n; i++) {
+      const float *x = qs + i * sq[2], *y = ks + i * sk[2];
+      float s[8] = {0}, o[8] = {0};
+      int64_t p = 0;
+      for (; p + 8 <= d; p += 8)
+        for (int l = 0; l < 8; l++) {
+          s[l] += x[p + l] * chosen[p + l];
+          o[l] += x[p + l] * y[p + l];
+        }
+      for (; p < d; p++) {
+        s[0] += x[p] * chosen[p];
+        o[0] += x[p] * y[p];
+      }
+      sink[bh * n + i] = ((s[0] + s[1]) + (s[2] + s[3])) + ((s[4] + s[5]) + (s[6] + s[7]));
+      own[bh * n + i] = ((o[0] + o[1]) + (o[2] + o[3])) + ((o[4] + o[5]) + (o[6] + o[7]));
+    }
+  }
+}
+
 /* Largest eigenvalue of a symmetric tridiagonal matrix by bisection with Sturm counts. */
 static double top_ritz(const double *a, const double *b, int m) {
   double hi = 0;

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sinkscope.capture import HIDDEN_BIAS, AttentionCall
+from sinkscope.measure import _kernels
 from sinkscope.measure._columns import column_sums, fused_arguments
 from sinkscope.measure._visibility import Visibility, visibility
 from sinkscope.measure._writes import WriteGeometry, stable_rank, write_norms
@@ -143,7 +144,7 @@ def attend_exactly(call: AttentionCall, seen: Visibility) -> Attended:
     sums, entropies = column_sums(call, seen.queries)
     received = sums / seen.queries_of_key.clamp(min=1)
     sink = choose_sink(received, seen)
-    weights, sees = sink_column(call, sink.clamp(min=0), seen)
+    weights, sees, own = sink_and_own(call, sink.clamp(min=0), seen)
     count = sees.sum(-1)
     n = seen.queries.sum(1, keepdim=True)
     valid = seen.queries[:, None]
@@ -157,7 +158,7 @@ def attend_exactly(call: AttentionCall, seen: Visibility) -> Attended:
         mass_se=None,
         routed=((weights >= 0.5) & sees).sum(-1) / count,
         min_mass=weights.masked_fill(~sees, torch.inf).amin(-1),
-        diagonal=own_weights(call).masked_fill(~valid, 0).sum(-1) / n,
+        diagonal=own.masked_fill(~valid, 0).sum(-1) / n,
         entropy=entropy,
         entropy_share=shares.masked_fill(~several, 0).sum(-1) / several.sum(-1),
         virtual_mass=1 - sums.sum(-1) / n if virtual else torch.zeros_like(entropy),
@@ -171,42 +172,40 @@ def choose_sink(received: Float[Tensor, "batch heads tokens"], seen: Visibility)
     return sink.masked_fill(~candidate.any(-1), -1)
 
 
-def sink_column(
+def sink_and_own(
     call: AttentionCall, sink: Int[Tensor, "batch heads"], seen: Visibility
-) -> tuple[Float[Tensor, "batch heads queries"], Bool[Tensor, "batch heads queries"]]:
-    """A_is for every query, and which valid queries may see s."""
+) -> tuple[
+    Float[Tensor, "batch heads queries"], Bool[Tensor, "batch heads queries"], Float[Tensor, "batch heads queries"]
+]:
+    """A_is for every query, which valid queries may see s, and A_ii for every query."""
     rows = torch.arange(sink.shape[0], device=sink.device)[:, None]
     heads = torch.arange(sink.shape[1], device=sink.device)
     sees = seen.queries[:, None].expand(-1, sink.shape[1], -1)
     if call.weights is not None:
-        weights = call.weights[rows, heads, :, sink].to(torch.promote_types(call.weights.dtype, torch.float32))
+        dtype = torch.promote_types(call.weights.dtype, torch.float32)
         if call.visible is not None:
             sees = sees & call.visible[rows, 0, :, sink]
-        return weights, sees
+        own = call.weights.diagonal(dim1=-2, dim2=-1)
+        return call.weights[rows, heads, :, sink].to(dtype), sees, own.to(dtype)
     q, k, lse, mask = fused_arguments(call)
-    keys = k[rows, heads // (q.shape[1] // k.shape[1]), sink]
-    scores = (q @ keys[..., None]).squeeze(-1) * call.scale
+    to_sink, to_own = (scores * call.scale for scores in _products(q, k, sink))
     if mask is not None:
-        column = mask.expand(*q.shape[:3], k.shape[2])[rows, heads, :, sink]
-        scores = scores + column
+        whole = mask.expand(*q.shape[:3], k.shape[2])
+        column = whole[rows, heads, :, sink]
+        to_sink, to_own = to_sink + column, to_own + whole.diagonal(dim1=-2, dim2=-1)
         sees = sees & (column > HIDDEN_BIAS)
     if call.causal:
         sees = sees & (torch.arange(q.shape[2], device=q.device) >= sink[..., None])
-    return (scores - lse).exp(), sees
+    return (to_sink - lse).exp(), sees, (to_own - lse).exp()
 
 
-def own_weights(call: AttentionCall) -> Float[Tensor, "batch heads queries"]:
-    """A_ii for every query."""
-    if call.weights is not None:
-        dtype = torch.promote_types(call.weights.dtype, torch.float32)
-        return call.weights.diagonal(dim1=-2, dim2=-1).to(dtype)
-    q, k, lse, mask = fused_arguments(call)
-    batch, heads, queries, dim = q.shape
-    paired = q.reshape(batch, k.shape[1], -1, queries, dim) * k[:, :, None]
-    scores = paired.sum(-1).reshape(batch, heads, queries) * call.scale
-    if mask is not None:
-        scores = scores + mask.expand(*q.shape[:3], k.shape[2]).diagonal(dim1=-2, dim2=-1)
-    return (scores - lse).exp()
+def _products(q: Tensor, k: Tensor, sink: Tensor) -> tuple[Tensor, Tensor]:
+    if _kernels.available(q, k):
+        return _kernels.dots(q, k, sink)
+    groups = q.shape[1] // k.shape[1]
+    keys = k.repeat_interleave(groups, 1)
+    chosen = keys.gather(2, sink[..., None, None].expand(-1, -1, 1, k.shape[3]))
+    return (q * chosen).sum(-1), (q * keys).sum(-1)
 
 
 def _pick(x: Tensor, at: Tensor) -> Tensor:

@@ -77,7 +77,7 @@ def _counts(call: AttentionCall, valid: Tensor) -> tuple[Tensor, Tensor]:
 
 def shown_rows(
     call: AttentionCall, queries: Int[Tensor, "batch sample"]
-) -> Bool[Tensor, "#batch #heads sample tokens"]:
+) -> Bool[Tensor, "#batch #heads #sample tokens"]:
     """Which keys the given queries may see."""
     tokens = call.shape[3] - call.virtual_keys
     rows = torch.arange(len(queries), device=queries.device)[:, None]
