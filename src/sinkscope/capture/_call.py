@@ -46,6 +46,7 @@ class AttentionCall:
     - `causal`: query i sees keys 0..i, on top of `mask`.
     - `scale`: factor on q.k before the mask and the softmax.
     - `lse`: log of the softmax denominator per query (natural logarithm).
+    - `block_input`: the first two sizes of the block's input, batch and tokens in either order; None when not seen.
     - `hidden_norms`: L2 norm of the block's input per token, before any norm.
     """
 
@@ -67,6 +68,7 @@ class AttentionCall:
     extra_columns: int = 0
     causal: bool = False
     scale: float = 1.0
+    block_input: tuple[int, ...] | None = None
     hidden_norms: Float[Tensor, "batch tokens"] | None = None
     projection: Projection | None = None
     projection_gap: str | None = field(default="no projection followed the attention output")

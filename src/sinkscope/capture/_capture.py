@@ -193,6 +193,7 @@ class Calls(list[AttentionCall]):
             route=route,
             virtual_keys=virtual,
             hidden_norms=_hidden_norms(block, tensors["out"], self._attention.get(module)),
+            block_input=None if block is None or block.hidden is None else tuple(block.hidden.shape[:2]),
             **tensors,
         )
         self._pending.append(call)

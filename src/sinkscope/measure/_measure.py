@@ -224,6 +224,8 @@ def _gap(call: AttentionCall, batch: Batch, valid: Tensor | None) -> str | None:
         return "incremental decoding: its keys come from a cache"
     if call.shape[0] != len(batch.names):
         return f"windowed attention: {call.shape[0]} windows for {len(batch.names)} inputs"
+    if call.block_input is not None and sorted(call.block_input) != sorted((call.shape[0], call.shape[2])):
+        return f"attention over {call.shape[2]} positions that are no tokens (the block's input is {call.block_input})"
     if valid is not None and valid.shape[1] != call.shape[2]:
         return f"self-attention over {call.shape[2]} tokens where the input has {valid.shape[1]}"
     return None

@@ -93,7 +93,7 @@ class HubColumn:
         except ImportError:
             raise MissingExtraError(
                 f"the dataset {name} of the hub needs datasets, which is not installed",
-                "the datasets extra, or the path of a parquet file",
+                "the train extra, or the path of a parquet file",
                 'pip install "sinkscope[train]"',
             ) from None
         repository, _, split = name.partition(":")

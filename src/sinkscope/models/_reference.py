@@ -88,5 +88,5 @@ def _unknown_form(text: str) -> ModelReferenceError:
     return ModelReferenceError(
         f"model reference '{text}'",
         f"an existing folder or one of {forms}",
-        f"hf:{text} if it is a model of the hub, or `sinkscope models` for the list",
+        "`sinkscope models` for the list" + ("" if ":" in text else f", or hf:{text} if it is a model of the hub"),
     )
