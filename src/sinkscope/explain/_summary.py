@@ -13,6 +13,7 @@ from ._kinds import SINK_RATE
 from ._shares import MIN_SINK_INPUTS
 
 _ROLES_NAMED = 3
+_MOSTLY = 0.5
 _ORDINARY = ("word", "punctuation", "special")
 _LOOK_ALIKES = {
     "uniform": ("averages uniformly", "average uniformly"),
@@ -39,9 +40,10 @@ def summarise(manifest: Mapping[str, Any], heads: pd.DataFrame, sink_tokens: pd.
 
 def _at_start(sink_tokens: pd.DataFrame) -> str:
     held = sink_tokens[(sink_tokens["mass"] >= SINK_MASS) & sink_tokens["role"].isin(_ORDINARY)]
-    if held.empty:
+    share = float((held["sink"] == 0).mean()) if len(held) else 0.0
+    if share < _MOSTLY:
         return ""
-    return f"; {_percent(float((held['sink'] == 0).mean()))} of the sinks on ordinary tokens are the first token"
+    return f"; {_percent(share)} of the sinks on ordinary tokens are the first token"
 
 
 def _where(manifest: Mapping[str, Any], heads: pd.DataFrame, sinks: pd.DataFrame, start: str) -> str:
