@@ -4,8 +4,8 @@
 
 Each case runs four programs in turn, round after round, in one process: the plain forward, the diagnosis (everything
 but writing files), the diagnosis with 64 sampled queries, and the way of today: eager attention with full matrices and
-the eigenvalues of every head's U U^T or U^T U, whichever is smaller. Ratios are taken within a round; the median over rounds is quoted with the smallest and largest.
-Peak memory is measured in child processes, one per point.
+the eigenvalues of every head's U U^T or U^T U, whichever is smaller. Ratios are taken within a round; the median over
+rounds is quoted with the smallest and largest. Peak memory is measured in child processes, one per point.
 """
 
 from __future__ import annotations
