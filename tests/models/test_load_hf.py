@@ -273,8 +273,7 @@ def test_options_that_cannot_be(options: dict[str, str], found: str, expected: s
 
 
 def test_a_device_map_needs_accelerate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("transformers.modeling_utils.is_accelerate_available", lambda: False)
-    monkeypatch.setattr("transformers.integrations.accelerate.is_accelerate_available", lambda: False)
+    monkeypatch.setattr("sinkscope.models._spread.find_spec", lambda name: None)
     save("dinov2", tmp_path)
     with pytest.raises(MissingExtraError, match=r"accelerate") as caught:
         load(str(tmp_path), device_map="auto")

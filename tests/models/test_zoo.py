@@ -115,7 +115,7 @@ def test_a_conversion_that_breaks_off_leaves_nothing(
 
 def test_a_second_process_that_was_quicker_wins(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch, minilm_wheel(tmp_path))
-    target = cache / "zoo" / "minilm-l6-0.1.0-1"
+    target = cache / "zoo" / f"minilm-l6-0.1.0-{zoo._LAYOUT}"
 
     def overtaken(wheel: Path, folder: Path) -> None:
         (folder / "config.json").write_text("ours")

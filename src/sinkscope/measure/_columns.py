@@ -52,10 +52,11 @@ def fused_arguments(
     mask = None if call.mask is None else call.mask.to(dtype)[..., :tokens]
     if call.lse is not None and call.lse.shape == q.shape[:3]:
         lse = call.lse.to(dtype)
-        # a query whose keys are all hidden: no weights, whatever its kernel made of it
-        return q, k, lse.masked_fill(lse <= 0.9 * HIDDEN_BIAS, torch.inf), mask
-    full_mask = None if call.mask is None else call.mask.to(dtype)
-    return q, k, _log_sum_exp(q, call.k.to(dtype), full_mask, call.scale, call.causal), mask
+    else:
+        full_mask = None if call.mask is None else call.mask.to(dtype)
+        lse = _log_sum_exp(q, call.k.to(dtype), full_mask, call.scale, call.causal)
+    # a query whose keys are all hidden: no weights, whatever its kernel made of it
+    return q, k, lse.masked_fill(lse <= 0.9 * HIDDEN_BIAS, torch.inf), mask
 
 
 def _score_blocks(
