@@ -255,7 +255,8 @@ def _load(
     device_map: Any,
     tp_plan: Any,
 ) -> Model:
-    modality: Modality | None = {"images": "vision", "text": "text"}.get(kind or "")  # type: ignore[assignment]
+    modalities: dict[str, Modality] = {"images": "vision", "text": "text"}
+    modality = modalities.get(kind or "")
     return load(
         model,
         modality=modality,

@@ -149,6 +149,7 @@ def measure(
     state = _Pass(options, model.module, parallel)
     shares = {"rank": 0, "world": 1} if parallel else {"rank": options.rank, "world": options.world}
     unusable: list[Batch] = []
+    recorded: dict[str, Any] | None = None
     with capture(model.module, state.on_call) as calls:
         for batch in inputs.batches(skip=run.done(), **shares):
             began = time.perf_counter()
@@ -159,7 +160,10 @@ def measure(
             model.run(batch)
             _require_layers(state, calls)
             if not parallel or options.rank == 0:
-                run.record_capture(_coverage(state, calls.coverage), _gram(state.layers))
+                seen = _coverage(state, calls.coverage)
+                if seen != recorded:  # the same after every batch, but for gaps that a later one shows
+                    run.record_capture(seen, _gram(state.layers))
+                    recorded = seen
                 _write(run, batch, state, time.perf_counter() - began)
             if on_batch is not None:
                 on_batch(batch)

@@ -64,7 +64,9 @@ def _enough(queries_of_key: Tensor, n: Tensor) -> Tensor:
 
 def _counts(call: AttentionCall, valid: Tensor) -> tuple[Tensor, Tensor]:
     batch, tokens = valid.shape
-    shape = call.mask.shape if call.mask is not None else call.visible.shape  # type: ignore[union-attr]
+    shown_or_mask = call.visible if call.mask is None else call.mask
+    assert shown_or_mask is not None
+    shape = shown_or_mask.shape
     queries_of_key = torch.zeros(batch, shape[1], tokens, dtype=torch.long, device=valid.device)
     keys_of_query = []
     for start in range(0, tokens, _ROWS):

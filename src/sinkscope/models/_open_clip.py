@@ -18,7 +18,7 @@ from sinkscope.models._placement import Placement, seeded
 from sinkscope.models._quiet import quiet
 from sinkscope.models._reference import Reference
 from sinkscope.models._types import Modality, PictureTransform, Preparation
-from sinkscope.models._weights import check_safetensors, first_line
+from sinkscope.models._weights import check_safetensors, first_line, unfit_error
 
 
 def load_open_clip(reference: Reference, modality: Modality | None, placement: Placement) -> Model:
@@ -124,12 +124,7 @@ def _create(open_clip: Any, reference: Reference, options: dict[str, Any]) -> An
             f"open_clip:{reference.name}?pretrained=false&force_image_size=224 is an example",
         ) from None
     except (RuntimeError, KeyError) as error:
-        detail = " ".join(str(error).split())[:200]
-        raise WeightsError(
-            f"weights that do not fit {reference.name} ({detail})",
-            "the weights of exactly this model",
-            "check the model's name against the weights",
-        ) from None
+        raise unfit_error(reference.name, error, "weights") from None
     except OSError as error:
         raise ModelReferenceError(
             f"{reference.text} needs files of the hub that cannot be had ({first_line(error)})",

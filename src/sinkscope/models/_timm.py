@@ -19,7 +19,7 @@ from sinkscope.models._quiet import quiet
 from sinkscope.models._reference import Reference
 from sinkscope.models._types import Modality, PictureTransform, Preparation
 from sinkscope.models._vision_tokens import vision_tokens
-from sinkscope.models._weights import check_safetensors, first_line
+from sinkscope.models._weights import check_safetensors, first_line, unfit_error
 
 
 def load_timm(reference: Reference, modality: Modality | None, placement: Placement) -> Model:
@@ -93,12 +93,7 @@ def _create(timm: Any, reference: Reference, options: dict[str, Any], overlay: d
             f"timm:{reference.name}?pretrained=false&img_size=224 is an example",
         ) from None
     except (RuntimeError, KeyError) as error:
-        detail = " ".join(str(error).split())[:200]
-        raise WeightsError(
-            f"weights that do not fit {reference.name} ({detail})",
-            "the weights of exactly this model",
-            "check the model's name against the checkpoint",
-        ) from None
+        raise unfit_error(reference.name, error, "checkpoint") from None
 
 
 def _pictures(module: nn.Module, size: int | None) -> PictureTransform:

@@ -77,6 +77,16 @@ def corrupt_error(path: Path | str, error: Exception) -> WeightsError:
     )
 
 
+def unfit_error(name: str, error: Exception, source: str) -> WeightsError:
+    """Weights that a library refuses for the model of that name; `source` is what they came from."""
+    detail = " ".join(str(error).split())[:200]
+    return WeightsError(
+        f"weights that do not fit {name} ({detail})",
+        "the weights of exactly this model",
+        f"check the model's name against the {source}",
+    )
+
+
 def first_line(error: BaseException) -> str:
     """The first line of a library's message, for one-line errors."""
     lines = str(error).strip().splitlines()
