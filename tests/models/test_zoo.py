@@ -191,8 +191,8 @@ def real(name: str) -> Any:
 
 @pytest.mark.zoo
 def test_the_saliency_encoder_agrees_with_the_wheels_own_graph(tmp_path: Path) -> None:
-    onnx = pytest.importorskip("onnx")
-    runtime = pytest.importorskip("onnxruntime")
+    onnx = pytest.importorskip("onnx", reason="the extra zoo is not installed")
+    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime, which checks the conversion, is not installed")
     model = real("dinov2-small-saliency")
     assert (model.modality, model.parameters, model.dtype, model.notes) == ("vision", 22056576, "float32", ())
     try:

@@ -13,7 +13,7 @@ from sinkscope.train import RunOptions, RunRecord, read_run, save_run, train, wr
 from sinkscope.train._figures import _labels
 from tests.train._runs import tiny
 
-pytest.importorskip("matplotlib")
+pytest.importorskip("matplotlib", reason="the extra report is not installed")
 
 DIVERGED = tiny(9, optimizer="sgd", lr=1e30, init_std=0.5)
 
