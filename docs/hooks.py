@@ -10,14 +10,24 @@ import typer.cli
 import typer.main
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
-from tables import columns as toy_columns, forms, tasks as task_pages
+from tables import columns as toy_columns, forms, tasks as task_pages, verdicts
 from tables.markdown import table
 from tables.papers import beside
 from tables.results import confusion, experiments
 
 import sinkscope
 from sinkscope import tasks
-from sinkscope.artifact import EVENT_COLUMNS, ROW_COLUMNS, SAMPLED_COLUMNS, SCHEMA_VERSION, Column, head_columns
+from sinkscope.artifact import (
+    EDIT_COLUMNS,
+    EFFECT_COLUMNS,
+    EVENT_COLUMNS,
+    ROW_COLUMNS,
+    SAMPLED_COLUMNS,
+    SCHEMA_VERSION,
+    Column,
+    head_columns,
+    verdict_columns,
+)
 from sinkscope.cli import app
 from sinkscope.explain import rules
 from sinkscope.models import zoo_models
@@ -62,6 +72,10 @@ MARKS: dict[str, Callable[[], str]] = {
     "table: events": lambda: columns(EVENT_COLUMNS),
     "table: sampled": lambda: columns(SAMPLED_COLUMNS),
     "table: heads": lambda: columns(head_columns()),
+    "table: verified heads": lambda: columns(head_columns(verified=True)[len(head_columns()) :]),
+    "table: verdicts": lambda: columns(verdict_columns()),
+    "table: effects": lambda: columns(EFFECT_COLUMNS),
+    "table: edit parts": lambda: columns(EDIT_COLUMNS),
     "table: rows": lambda: columns(ROW_COLUMNS),
     "table: rules": rules_table,
     "table: zoo": zoo_table,
@@ -83,6 +97,10 @@ MARKS: dict[str, Callable[[], str]] = {
     "table: curves": toy_columns.curve_columns,
     "table: edits": toy_columns.edits,
     "table: edit columns": toy_columns.edit_columns,
+    "verdicts: edits": verdicts.edits,
+    "verdicts: words": verdicts.words,
+    "verdicts: thresholds": verdicts.thresholds,
+    **{f"findings: {name}": partial(verdicts.findings, name) for name in verdicts.FINDINGS},
 }
 
 
@@ -92,6 +110,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         for figure in experiment.figures:
             name = f"results/{experiment.name}/{figure.name}"
             files.append(File.generated(config, name, abs_src_path=str(figure)))
+    for name, figure in verdicts.figures():
+        files.append(File.generated(config, name, abs_src_path=str(figure)))
     return files
 
 

@@ -11,11 +11,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from docs.tables import columns, forms, papers, results, tasks as pages
+from docs.tables import columns, forms, papers, results, tasks as pages, verdicts
 from docs.tables.docstring import meanings, prose
 from docs.tables.markdown import MISSING, number, plain, spread, table
 from docs.tables.results import EXPERIMENTS, Experiment, edits, experiments, outcomes, settings, signatures
-from sinkscope import attention, tasks
+from sinkscope import artifact, attention, explain, tasks
 from sinkscope.train import (
     CURVE_COLUMNS,
     EDIT_COLUMNS,
@@ -187,6 +187,25 @@ def test_a_page_tells_parameters_recipe_and_smallest_loss() -> None:
     assert told["needs"] == "nop"
     assert told["**Smallest loss**"].startswith("0. The target is a function of the input.")
     assert told["**Reference recipe**"].startswith("Adam, learning rate 0.001, batch 128, 50,000 steps at most")
+
+
+def test_every_edit_word_and_threshold_is_explained() -> None:
+    assert [row[0] for row in rows(verdicts.edits())[1:]] == [f"`{name}`" for name in artifact.EDITS]
+    assert [row[0] for row in rows(verdicts.words())[1:]] == [f"`{word}`" for word in explain.CONDITIONS]
+    told = {row[0]: row[1:] for row in rows(verdicts.thresholds())[1:]}
+    assert list(told) == [f"`{field.name}`" for field in dataclasses.fields(explain.Thresholds)]
+    assert told["`nop_strength`"][0] == number(explain.Thresholds().nop_strength)
+
+
+def test_findings_stand_in_the_page_with_their_figures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(verdicts, "_RESULTS", tmp_path)
+    assert "Not run yet" in verdicts.findings("real")
+    assert list(verdicts.figures()) == []
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "findings.md").write_text("### Verdicts\n\nText.\n")
+    (tmp_path / "real" / "layers.svg").write_text("<svg/>")
+    assert verdicts.findings("real") == "### Verdicts\n\nText.\n\n![layers](results/real/layers.svg)"
+    assert list(verdicts.figures()) == [("results/real/layers.svg", tmp_path / "real" / "layers.svg")]
 
 
 # -- results ----------------------------------------------------------------------------------------------------------

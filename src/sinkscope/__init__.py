@@ -21,30 +21,27 @@ if TYPE_CHECKING:
         tasks as tasks,
         train as train,
     )
-    from sinkscope._diagnose import (
-        DiagnoseOptions as DiagnoseOptions,
-        Diagnosis as Diagnosis,
-        diagnose as diagnose,
-        open_diagnosis as open,
-    )
+    from sinkscope._diagnose import DiagnoseOptions as DiagnoseOptions, diagnose as diagnose
+    from sinkscope._diagnosis import Diagnosis as Diagnosis, open_diagnosis as open
     from sinkscope.capture import capture as capture
     from sinkscope.models import load as load
+    from sinkscope.treat import treat as treat
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "DiagnoseOptions": ("sinkscope._diagnose", "DiagnoseOptions"),
-    "Diagnosis": ("sinkscope._diagnose", "Diagnosis"),
+    "Diagnosis": ("sinkscope._diagnosis", "Diagnosis"),
     "capture": ("sinkscope.capture", "capture"),
     "diagnose": ("sinkscope._diagnose", "diagnose"),
     "load": ("sinkscope.models", "load"),
-    "open": ("sinkscope._diagnose", "open_diagnosis"),
+    "open": ("sinkscope._diagnosis", "open_diagnosis"),
 }
 
 __all__ = ["DiagnoseOptions", "Diagnosis", "SinkError", "capture", "diagnose", "load", "open"]
 
 
-_ROOMS = frozenset({"artifact", "attention", "explain", "measure", "models", "report", "tasks", "train"})
+_ROOMS = frozenset({"artifact", "attention", "explain", "measure", "models", "report", "tasks", "train", "treat"})
 
 
 def __getattr__(name: str) -> Any:

@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from sinkscope._diagnosis import Diagnosis
 from sinkscope._errors import OptionError
 from sinkscope._toy_reference import toy_folder
 from sinkscope._world import World, announced, joined
 from sinkscope.artifact import (
-    Artifact,
     Manifest,
     ModelInfo,
     attach_run,
@@ -23,12 +23,11 @@ from sinkscope.artifact import (
     opened_run,
     require_free,
 )
-from sinkscope.explain import Rule, build_heads, get_rule, summarise
+from sinkscope.explain import Rule, build_heads, get_rule
 from sinkscope.measure import MeasureOptions, measure, write_unusable
 from sinkscope.models import Batch, Inputs, Modality, Model, load, make_inputs
 
 if TYPE_CHECKING:
-    import pandas as pd
     from torch import nn
 
 InputKind = Literal["images", "text", "dataset"]
@@ -70,65 +69,6 @@ class DiagnoseOptions:
                 raise OptionError(f"{flag} is {value!r}", f"a whole number from {least} on", f"correct {flag}")
         if self.seed > _LARGEST_SEED:
             raise OptionError(f"--seed is {self.seed}", f"a number up to {_LARGEST_SEED}", "correct --seed")
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """A finished diagnosis: the artifact and what to do with it. Shows itself in a notebook."""
-
-    artifact: Artifact
-
-    @property
-    def path(self) -> Path:
-        """The artifact's folder."""
-        return self.artifact.path
-
-    @property
-    def manifest(self) -> Mapping[str, Any]:
-        """What was measured, how, and with which coverage."""
-        return self.artifact.manifest
-
-    @property
-    def events(self) -> pd.DataFrame:
-        """One row per input, layer and head; columns as in the artifact."""
-        return self.artifact.events()
-
-    @property
-    def heads(self) -> pd.DataFrame:
-        """One row per layer and head; columns as in the artifact."""
-        return self.artifact.heads
-
-    def summary(self) -> str:
-        """The coverage line, notes on the model if there are any, and three sentences that sum it up."""
-        sinks = self.artifact.events(["sink", "role", "mass"])
-        notes = [f"note: {note}" for note in self.manifest["model"]["notes"]]
-        sentences = summarise(self.artifact.manifest, self.heads, sinks)
-        return "\n".join([self.manifest["coverage"]["line"], *notes, *sentences])
-
-    def report(self, path: Path | str | None = None) -> Path:
-        """Write the offline HTML report, next to the tables unless `path` says otherwise.
-
-        **Raises:** `MissingExtraError` without the `report` extra.
-        """
-        from sinkscope.report import write_report
-
-        return write_report(self.path, None if path is None else Path(path))
-
-    def _repr_html_(self) -> str:
-        from html import escape
-
-        head = "".join(f"<p>{escape(line)}</p>" for line in self.summary().splitlines())
-        columns = ["layer", "head", "kind", "event_rate", "role", "nop", "broadcast", "other", "content_share"]
-        sinks = self.heads.query("sink_rate > 0").sort_values("event_rate", ascending=False)
-        return head + str(sinks[columns].head(10).to_html(index=False, escape=True))
-
-
-def open_diagnosis(path: Path | str) -> Diagnosis:
-    """Open a finished diagnosis from its folder.
-
-    **Raises:** `ArtifactError` when the folder is no artifact, or an unfinished one.
-    """
-    return Diagnosis(open_artifact(path))
 
 
 def diagnose(

@@ -78,6 +78,12 @@ def batches_kept(out: Path) -> tuple[int, str]:
     return done, f"batches done and kept in {out}: {done}" if done else "no batch was done, nothing is kept"
 
 
+def edits_kept(out: Path) -> tuple[int, str]:
+    """How many parts of the edits in `out` are kept, for `stoppable`."""
+    done = len(list((out / "edits").glob("part-*.parquet")))
+    return done, f"parts done and kept in {out / 'edits'}: {done}" if done else "no part was done, nothing is kept"
+
+
 def _system_error(error: OSError) -> SinkError:
     what = error.filename or "the output"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -12,7 +12,7 @@ from sinkscope.models import Batch
 
 OnBatch = Callable[[Batch, int | None], None]
 _SECONDS_BETWEEN_LINES = 10.0
-_ERASE_LINE = "\r\x1b[2K"
+ERASE_LINE = "\r\x1b[2K"
 
 
 @contextmanager
@@ -83,7 +83,7 @@ def _live() -> Iterator[OnBatch]:
             description="summing up" if last else "measuring",
         )
         if not progress.live.is_started:
-            sys.stderr.write(_ERASE_LINE)
+            sys.stderr.write(ERASE_LINE)
             progress.start()
 
     # Until the first batch is done there is a line only, as downloads may show progress of their own.
@@ -95,7 +95,7 @@ def _live() -> Iterator[OnBatch]:
         if progress.live.is_started:
             progress.stop()
         else:
-            sys.stderr.write(_ERASE_LINE)
+            sys.stderr.write(ERASE_LINE)
 
 
 def _lines() -> OnBatch:

@@ -26,6 +26,8 @@ _SHOWN = (
     "constant",
     "content",
 )
+_VERIFIED = ("verdict", "confidence")
+_WORDS = ("kind", "role", "verdict")
 
 REFERENCE_FORMS = (
     ("hf:NAME or a folder", "a transformers model from the hub, or a local folder with config.json and safetensors"),
@@ -42,15 +44,16 @@ def one_line(text: str) -> str:
 
 
 def head_lines(heads: pd.DataFrame, count: int) -> str:
-    """A table of the heads with the highest event rate; all of them for 0."""
+    """A table of the heads with the highest event rate; all of them for 0. Verdicts are in it once there are some."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in _SHOWN:
-        table.add_column(name.removesuffix("_median"), justify="left" if name in ("kind", "role") else "right")
+    shown = [name for name in (*_SHOWN, *_VERIFIED) if name in heads]
+    for name in shown:
+        table.add_column(name.removesuffix("_median"), justify="left" if name in _WORDS else "right")
     for record in head_records(heads, count):
-        table.add_row(*(_cell(record[name]) for name in _SHOWN))
+        table.add_row(*(_cell(record[name]) for name in shown))
     console = Console(width=200, no_color=True)
     with console.capture() as text:
         console.print(table)

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from sinkscope import __version__
-from sinkscope._ending import batches_kept, one_line_errors, stoppable
+from sinkscope._ending import batches_kept, edits_kept, one_line_errors, stoppable
 from sinkscope._errors import InputError, MissingExtraError, OptionError
 from sinkscope._toy import toy
 from sinkscope._toy_reference import toy_folder
 from sinkscope._world import announced
 
 if TYPE_CHECKING:
-    from sinkscope._diagnose import Diagnosis
+    from sinkscope._diagnosis import Diagnosis
 
 app = typer.Typer(
     name="sinkscope",
@@ -158,6 +158,61 @@ def diagnose(
             _close(diagnosis, as_json)
 
 
+@app.command(epilog="Example: sinkscope verify minilm --inputs 32")
+def verify(
+    folder: Folder,
+    heads: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|all|L.H,...",
+            help="auto: all sink heads; all: all heads; or layer.head, with commas between.",
+        ),
+    ] = "auto",
+    inputs: Annotated[
+        int, typer.Option(metavar="N", help="Most inputs per head: the first N on which it has a sink.")
+    ] = 64,
+    donors: Annotated[
+        int, typer.Option(metavar="N", help="How many other inputs lend each input their values, one after the other.")
+    ] = 2,
+    freeze_all: Annotated[
+        bool,
+        typer.Option("--freeze-all", help="Later layers keep their attention, so that only values carry the change."),
+    ] = False,
+    batch_size: Annotated[
+        int, typer.Option(metavar="N", help="Most rows per edited pass; a row is one input under one edit.")
+    ] = 128,
+    device: Annotated[str, typer.Option(metavar="DEVICE", help="Where the model runs, such as cpu or cuda:0.")] = "cpu",
+    seed: Annotated[int, typer.Option(metavar="N", help="Of donors, controls and bootstrap intervals.")] = 0,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Edit sink heads one at a time and say what each one does.
+
+    Loads the model and the inputs of the diagnosis again, takes away or exchanges what a sink hands out, and compares
+    with controls. Adds verdicts to the tables and the report. A run that was stopped goes on.
+    """
+    with stoppable(lambda: edits_kept(folder)):
+        from sinkscope._diagnosis import open_diagnosis
+        from sinkscope._verify_progress import edit_progress
+
+        with edit_progress() as on_part:
+            diagnosis = open_diagnosis(folder).verify(
+                heads,
+                inputs,
+                donors,
+                freeze_all,
+                seed=seed,
+                batch_size=batch_size,
+                device=device,
+                trust_remote_code=trust_remote_code,
+                on_part=on_part,
+                command=shlex.join(["sinkscope", *sys.argv[1:]]),
+            )
+        _close(diagnosis, as_json)
+
+
 @app.command()
 def show(
     folder: Folder,
@@ -167,7 +222,7 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Print what a diagnosis has found."""
-    from sinkscope._diagnose import open_diagnosis
+    from sinkscope._diagnosis import open_diagnosis
     from sinkscope._show import head_lines, head_records
 
     diagnosis = open_diagnosis(folder)
@@ -239,6 +294,7 @@ def _require_reference(reference: str) -> None:
 
 def _close(diagnosis: Diagnosis, as_json: bool) -> None:
     from sinkscope._show import one_line
+    from sinkscope._verdict_lines import verdict_lines, verdict_records
 
     try:
         page: str | None = str(diagnosis.report())
@@ -248,9 +304,12 @@ def _close(diagnosis: Diagnosis, as_json: bool) -> None:
     if as_json:
         if note is not None:
             print(note, file=sys.stderr)  # noqa: T201 - stdout is for the JSON object alone
-        typer.echo(json.dumps(_facts(diagnosis) | {"report": page}, indent=2))
+        verdicts = {"verdicts": verdict_records(diagnosis.verdicts)} if diagnosis.verified else {}
+        typer.echo(json.dumps(_facts(diagnosis) | verdicts | {"report": page}, indent=2))
         return
     typer.echo(diagnosis.summary())
+    if diagnosis.verified:
+        typer.echo("\n".join(verdict_lines(diagnosis.verdicts, str(diagnosis.path))))
     bad = diagnosis.manifest["coverage"]["bad_inputs"]
     if bad:
         typer.echo(f"left out {len(bad)} of {diagnosis.manifest['n_inputs'] + len(bad)} inputs:")

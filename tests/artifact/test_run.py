@@ -236,9 +236,9 @@ def test_parts_that_do_not_fit_are_refused_and_leave_nothing(tmp_path: Path) -> 
     for bad_events, bad_vectors, message in (
         (events | {"colour": events["mass"]}, vectors, "the event part has the unknown colour"),
         ({k: v for k, v in events.items() if k != "mass"} | {"a": []}, vectors, "lacks mass and has the unknown a"),
-        (events | {"layer": ["x"] * len(rows)}, vectors, "does not fit the event columns"),
-        (events | {"sink": events["sink"][1:]}, vectors, "does not fit the event columns"),
-        (events | {"input": ["\udcff"] * len(events["mass"])}, vectors, "does not fit the event columns"),
+        (events | {"layer": ["x"] * len(rows)}, vectors, "the event part does not fit its columns"),
+        (events | {"sink": events["sink"][1:]}, vectors, "the event part does not fit its columns"),
+        (events | {"input": ["\udcff"] * len(events["mass"])}, vectors, "the event part does not fit its columns"),
         (build.events(0, 3), vectors, "part 0 has 2 inputs in its vectors, and heads with 3 to 3 event rows"),
         (build.events(0, 0), vectors, "heads with 0 to 0 event rows"),
         (events, vectors | {"extra": rows}, "exactly energy, ordinary_energy, rows, sink_energy, sink_value"),

@@ -56,7 +56,7 @@ def test_help_is_shown_once_and_in_full(cli: Cli, monkeypatch: pytest.MonkeyPatc
     assert bare.out.split() == asked.out.split()
     assert bare.out.count("Usage:") == 1
     assert bare.err == asked.err == ""
-    for command in ("diagnose", "show", "report", "models"):
+    for command in ("diagnose", "verify", "show", "report", "models"):
         assert command in asked.out
         assert cli(command, "-h").code == 0
     for option in ("--images", "--text", "--dataset", "--out", "--limit", "--batch-size", "--size", "--length"):

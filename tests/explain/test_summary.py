@@ -168,3 +168,37 @@ def test_sinks_on_ordinary_tokens_are_placed() -> None:
     )
     assert "first token" not in summarise(MANIFEST, heads, tokens[tokens["role"] == "cls"])[0]
     assert "first token" not in summarise(MANIFEST, heads)[0]
+
+
+def _verdict(word: str | None, **more: Any) -> dict[str, Any]:
+    facts = {"verdict": word, "confidence": None if word is None else 0.97, "mass_median": 0.5}
+    return _sink(1, "cls", (0.9, 0.1, 0.0)) | facts | more
+
+
+def test_verdicts_and_what_they_call_for_follow() -> None:
+    heads = _heads(
+        *(_verdict("nop", confidence=confidence) for confidence in (0.95, 0.99)),
+        _verdict("broadcast"),
+        _verdict("undecided", confidence=0.5),
+        _verdict(None),
+        {"kind": "uniform", "verdict": "no sink"},
+    )
+    manifest = {**MANIFEST, "model": {"reference": "zoo:tiny", "modality": "vision"}}
+    assert summarise(manifest, heads)[2:] == [
+        "Of 5 sink heads whose write could be measured, 5 mostly stay silent; these are signatures, not causes; causal "
+        "edits come next.",
+        "Causal edits of 4 sink heads say: 2 park their attention to stay silent (nop), 1 hands out what is in the "
+        "input (broadcast) and 1 is undecided; the median confidence of these verdicts is 97%; 1 sink head was not "
+        "edited.",
+        "They call for gates and registers for 3 heads; reasons, sources and cautions are in the prescription.",
+    ]
+
+
+def test_verdicts_that_call_for_nothing() -> None:
+    manifest = {**MANIFEST, "model": {"reference": "zoo:tiny", "modality": "vision"}}
+    assert summarise(manifest, _heads(_verdict("undecided", confidence=None)))[3:] == [
+        "Causal edits of 1 sink head say: 1 is undecided.",
+        "None of these verdicts calls for a treatment.",
+    ]
+    assert summarise(manifest, _heads(_verdict(None)))[3] == "None of 1 sink head was edited."
+    assert len(summarise(manifest, _heads({"verdict": "no sink"}))) == 3

@@ -11,6 +11,7 @@ from PIL import Image
 
 from sinkscope.artifact import GalleryItem, build_manifest, open_artifact, open_run
 from sinkscope.explain import build_heads, get_rule
+from tests._verdicts import fabricate
 
 DIM = 7
 GRID = 7
@@ -39,6 +40,9 @@ class Fake:
     bad_inputs: tuple[tuple[str, str], ...] = ()
     seed: int = 3
     batch: int = 0
+    verdicts: tuple[str, ...] = ()
+    """Words of the sink heads, in turn; none: no head was edited."""
+    everything: bool = False
 
     def name(self, index: int) -> str:
         if index < len(self.names):
@@ -114,6 +118,8 @@ def write_fake(folder: Path, fake: Fake | None = None) -> Path:
         )
     run.finish()
     run.write_heads(build_heads(open_artifact(folder), rule))
+    if fake.verdicts:
+        fabricate(folder, words=fake.verdicts, inputs=fake.inputs, everything=fake.everything)
     return folder
 
 

@@ -9,12 +9,14 @@ import pytest
 from playwright.sync_api import Browser, Page
 
 from sinkscope.artifact import open_artifact
+from tests._verdicts import WORDS
 from tests.report.conftest import Artifacts
 from tests.report.test_page import HOSTILE
 
 pytestmark = pytest.mark.browser
 
 Open = Callable[..., Page]
+VERIFIED: dict[str, Any] = {"layers": 5, "heads": 5, "inputs": 16, "verdicts": WORDS}
 CARD, COUNT = "#card h3", "#filter-count"
 
 
@@ -211,6 +213,7 @@ def test_without_events_the_map_starts_with_the_sink_rate(show: Open) -> None:
         {"projection": False, "roles": False},
         {"layers": 1, "heads": 1},
         {"layers": 40, "heads": 24, "inputs": 11},
+        VERIFIED,
         {"names": HOSTILE, "reference": "hf:<script>alert(2)</script>" + "long" * 60},
     ],
 )
@@ -224,6 +227,37 @@ def test_a_touch_on_a_phone_tells_the_head_beside_the_map(show: Open) -> None:
     page = show(width=360)
     page.locator("#heads-map svg:visible .mark").nth(3).click()
     assert page.locator("#readout").inner_text().startswith("L0.H3: uniform, ")
+
+
+def test_verdicts_filter_and_show_the_effects_of_a_head(show: Open, artifact: Artifacts) -> None:
+    opened = open_artifact(artifact(**VERIFIED))
+    page, heads = show(**VERIFIED), opened.heads
+    assert page.get_by_label("verdict", exact=True).first.is_checked()
+    page.locator("#filter-verdict").select_option("bias")
+    assert page.locator(COUNT).inner_text() == f"{(heads['verdict'] == 'bias').sum()} of {len(heads)}"
+    row = heads[heads["verdict"] == "bias"].to_dict("records")[0]
+    _cell(page, row["layer"], row["head"], "verdict").click()
+    assert page.locator("#effects-title").inner_text() == f"Layer {row['layer']}, head {row['head']}: bias"
+    rows = page.locator("#effect-rows tbody tr")
+    assert rows.count() == 9
+    zero, control = rows.nth(0).locator("circle").bounding_box(), rows.nth(5).locator("circle").bounding_box()
+    assert zero and control and zero["x"] > control["x"] + 10
+    assert f"{100 * row['effect_zero']:.2g}% (" in rows.nth(0).inner_text()
+    page.locator("#effect-measure").select_option("donor_cosine")
+    assert rows.count() == 1 and rows.nth(0).inner_text().startswith("donor")
+    unseen = heads[heads["verdict"].isna()].to_dict("records")[0]
+    _cell(page, unseen["layer"], unseen["head"], "verdict").click()
+    title = page.locator("#effects-title").inner_text()
+    assert title == f"Layer {unseen['layer']}, head {unseen['head']}: not edited"
+    assert rows.count() == 0 and page.locator("#effect-measure").is_hidden()
+
+
+def test_verdicts_can_be_read_without_script(show: Open) -> None:
+    page = show(script=False, **VERIFIED)
+    assert page.locator("figure svg:visible").count() == 10
+    for place in ("#prescription .reasons dd", "figure[data-figure=verdict] figcaption", "#verdicts tbody td"):
+        assert page.locator(place).first.is_visible()
+    assert page.locator(".script:visible").count() == 0
 
 
 def test_without_script_the_page_can_still_be_read(show: Open) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,10 +15,12 @@ import pyarrow.parquet as pq
 
 from .._errors import ArtifactError, OptionError
 from ._gallery import GalleryItem, read_gallery
-from ._manifest import damaged, read_manifest
+from ._manifest import read_manifest
+from ._parquet import read_table, reading
 from ._run import Run, part_facts
 from ._tables import head_schema, to_pandas
 from ._tensors import Tensors
+from ._verdicts import read_effects, read_verdicts
 
 
 def open_artifact(path: Path | str) -> Artifact:
@@ -66,7 +68,7 @@ class Artifact:
             raise ArtifactError(
                 f"{self.path} has no event parts", "events/part-00000.parquet", _run_again(self.manifest["command"])
             )
-        names = _read(paths[0], pq.read_schema).names
+        names = reading(paths[0], pq.read_schema).names
         if unknown := [name for name in columns or () if name not in names]:
             raise OptionError(
                 f"events of {self.path} have no column {', '.join(unknown)}",
@@ -74,7 +76,7 @@ class Artifact:
                 "correct the name",
             )
         wanted = names if columns is None else list(columns)
-        tables = [_read(path, lambda path: pq.ParquetFile(path).read(wanted).select(wanted)) for path in paths]
+        tables = [reading(path, lambda path: pq.ParquetFile(path).read(wanted).select(wanted)) for path in paths]
         counted = sum(part_facts(path)["n_inputs"] for path in paths)
         if counted != self.manifest["n_inputs"]:
             raise ArtifactError(
@@ -86,14 +88,27 @@ class Artifact:
 
     @cached_property
     def heads(self) -> pd.DataFrame:
-        """One row per layer and head. **Raises:** `ArtifactError` when the table is missing or damaged."""
+        """One row per layer and head, with verdict columns once heads have been edited.
+
+        **Raises:** `ArtifactError` when the table is missing or damaged.
+        """
         path = self.path / "heads.parquet"
         if not path.is_file():
             raise ArtifactError(f"there is no {path}", "the table of heads", _run_again(self.manifest["command"]))
-        table = _read(path, pq.read_table)
-        if table.column_names != head_schema().names:
-            raise damaged(path, f"its columns are {', '.join(table.column_names)}")
-        return to_pandas(table)
+        return read_table(path, head_schema(), head_schema(verified=True))
+
+    @cached_property
+    def verdicts(self) -> pd.DataFrame | None:
+        """One row per edited head, None before any was edited. **Raises:** `ArtifactError` when it is damaged."""
+        return read_verdicts(self.path)
+
+    @cached_property
+    def effects(self) -> pd.DataFrame | None:
+        """One row per edited head, edit and measure, None before any was edited.
+
+        **Raises:** `ArtifactError` when it is damaged.
+        """
+        return read_effects(self.path)
 
     @cached_property
     def vectors(self) -> Mapping[str, np.ndarray]:
@@ -107,13 +122,6 @@ class Artifact:
     def gallery(self) -> list[GalleryItem]:
         """The first inputs with the mass of every token; empty when the run made no gallery."""
         return read_gallery(self.path / "gallery")
-
-
-def _read(path: Path, read: Callable[[Path], Any]) -> Any:
-    try:
-        return read(path)
-    except (OSError, KeyError, pa.ArrowException) as error:
-        raise damaged(path, str(error)) from error
 
 
 def _run_again(command: str) -> str:

@@ -143,21 +143,21 @@ def differences(there: Manifest, here: Manifest) -> list[str]:
     one, other = dict(_what_matters(there)), dict(_what_matters(here))
     absent = object()
     return [
-        f"{name}: {_shown(one, name)} there, {_shown(other, name)} here"
+        f"{name}: {shown(one, name)} there, {shown(other, name)} here"
         for name in dict.fromkeys([*one, *other])
         if one.get(name, absent) != other.get(name, absent)
     ]
 
 
-def damaged(path: Path, reason: str) -> ArtifactError:
-    """The error for a file of an artifact that cannot be read."""
-    return ArtifactError(
-        f"{path} is damaged ({reason})",
-        "a file as sinkscope wrote it",
-        f"delete {path} and run the command of {MANIFEST} again"
-        if path.name != MANIFEST
-        else f"delete {path.parent} and run sinkscope diagnose again",
-    )
+def damaged(path: Path, reason: str, repair: str | None = None) -> ArtifactError:
+    """The error for a file of an artifact that cannot be read; `repair` is for files that no run's command restores."""
+    if repair is None:
+        repair = (
+            f"delete {path} and run the command of {MANIFEST} again"
+            if path.name != MANIFEST
+            else f"delete {path.parent} and run sinkscope diagnose again"
+        )
+    return ArtifactError(f"{path} is damaged ({reason})", "a file as sinkscope wrote it", repair)
 
 
 def dumps(content: Any) -> str:
@@ -189,7 +189,8 @@ def _what_matters(manifest: Manifest) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def _shown(values: Mapping[str, Any], name: str) -> str:
+def shown(values: Mapping[str, Any], name: str) -> str:
+    """A value as messages show it."""
     if name not in values:
         return "absent"
     return str(values[name]) if isinstance(values[name], str) else json.dumps(values[name])

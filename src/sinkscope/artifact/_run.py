@@ -19,9 +19,11 @@ from .._errors import ArtifactError
 from ._files import is_temporary, remove_stale, replacing
 from ._gallery import GalleryItem, gather, write_item
 from ._manifest import MANIFEST, Manifest, damaged, differences, dumps, now, read_manifest, write_manifest
+from ._parquet import write_table
 from ._tables import event_table, head_table
 from ._tensors import Tensors, write_tensors
 from ._vectors import consolidate, part_vectors
+from ._verdicts import read_verdicts, with_verdicts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -241,10 +243,13 @@ class Run:
         write_manifest(self.path, self.manifest)
 
     def write_heads(self, heads: pd.DataFrame) -> None:
-        """Write `heads.parquet`. **Raises:** `ArtifactError` when the columns are not exactly those of the schema."""
-        table = head_table(heads)
-        with replacing(self.path / "heads.parquet") as temporary:
-            pq.write_table(table, temporary)
+        """Write `heads.parquet`, with the verdicts if heads have been edited.
+
+        **Raises:** `ArtifactError` when the columns are not exactly those of the schema.
+        """
+        verdicts = read_verdicts(self.path)
+        whole = heads if verdicts is None else with_verdicts(heads, verdicts)
+        write_table(self.path / "heads.parquet", head_table(whole))
 
     def discard_unless_begun(self) -> None:
         """Remove what the run has written, unless there is any part of it; its folder stays."""

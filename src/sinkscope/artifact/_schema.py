@@ -83,9 +83,12 @@ MEDIAN_COLUMNS: tuple[str, ...] = (
 
 SHARES: tuple[str, ...] = ("silent", "constant", "content", "content_share")
 
+HEAD_EFFECTS: tuple[str, ...] = ("zero", "mean", "donor", "ordinary", "redirect", "control")
+"""Edits whose effect on the final tokens stands in the head table, as `effect_X` with `_low` and `_high`."""
 
-def head_columns() -> tuple[Column, ...]:
-    """Columns of `heads.parquet`, in order."""
+
+def head_columns(*, verified: bool = False) -> tuple[Column, ...]:
+    """Columns of `heads.parquet`, in order; `verified` with those that edits add, which come last."""
     columns = [
         Column("layer", "int32", "running number of the self-attention call, from 0"),
         Column("head", "int32", "query head, from 0"),
@@ -116,4 +119,68 @@ def head_columns() -> tuple[Column, ...]:
     for name in SHARES:
         columns.append(Column(name, "float64", f"{name} share of what the sink writes; null under 8 sink inputs"))
         columns += [Column(f"{name}_{end}", "float64", f"bootstrap 95% interval of {name}") for end in ("low", "high")]
-    return tuple(columns)
+    return (*columns, *_verdict_columns()) if verified else tuple(columns)
+
+
+def _verdict_columns() -> list[Column]:
+    columns = [
+        Column(
+            "verdict",
+            "string",
+            "nop, broadcast, bias, inert, undecided or no sink; null for sink heads that were not edited",
+        ),
+        Column(
+            "confidence",
+            "float64",
+            "share of bootstrap resamples that give the word, or the one it leans to",
+        ),
+        Column("n_verified", "int64", "inputs the edits were made on"),
+    ]
+    for edit in HEAD_EFFECTS:
+        meaning = f"relative RMS change of the final tokens under the edit {edit}"
+        columns.append(Column(f"effect_{edit}", "float64", meaning))
+        columns += [
+            Column(f"effect_{edit}_{end}", "float64", f"bootstrap 95% interval of effect_{edit}")
+            for end in ("low", "high")
+        ]
+    return columns
+
+
+def verdict_columns() -> tuple[Column, ...]:
+    """Columns of `verdicts.parquet`, in order: one row per head."""
+    first, *rest = _verdict_columns()
+    judged = {column.name: column for column in rest}
+    columns = [
+        Column("layer", "int32", "running number of the self-attention call, from 0"),
+        Column("head", "int32", "query head, from 0"),
+        first,
+        judged.pop("confidence"),
+        judged.pop("n_verified"),
+        Column(
+            "p_value",
+            "float64",
+            "one-sided p that the word does not hold; 1 between words",
+        ),
+        Column("q_value", "float64", "p_value adjusted by Benjamini-Hochberg over the edited sink heads"),
+        Column("split_half", "bool", "whether both halves of the inputs give the same word; null under 16 inputs"),
+        Column("n_needed", "int64", "inputs that would decide it; null if decided or if more would not help"),
+    ]
+    for name in SHARES:
+        columns.append(Column(name, "float64", f"{name} share of what the sink does, from the effects of edits"))
+        columns += [Column(f"{name}_{end}", "float64", f"bootstrap 95% interval of {name}") for end in ("low", "high")]
+    columns.append(Column("specific", "float64", "effect of zero over that of control, scaled to the sink's mass"))
+    columns += [Column(f"specific_{end}", "float64", "bootstrap 95% interval of specific") for end in ("low", "high")]
+    return (*columns, Column("reason", "string", "why this word; for undecided what would decide it"), *judged.values())
+
+
+EFFECT_COLUMNS: tuple[Column, ...] = (
+    Column("layer", "int32", "running number of the self-attention call, from 0"),
+    Column("head", "int32", "query head, from 0"),
+    Column("edit", "string", "name of the edit"),
+    Column("measure", "string", "what changed: a numeric column of the edit parts, or donor_cosine"),
+    Column("value", "float64", "mean over inputs, draws averaged first; root of the mean square where it is an RMS"),
+    Column("low", "float64", "lower end of the bootstrap 95% interval; null under 3 inputs"),
+    Column("high", "float64", "upper end"),
+    Column("n", "int64", "inputs"),
+)
+"""One row per head, edit and measure, in `effects.parquet`."""

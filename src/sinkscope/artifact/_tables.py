@@ -10,9 +10,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from .._errors import ArtifactError
-from ._schema import EVENT_COLUMNS, ROW_COLUMNS, SAMPLED_COLUMNS, Column, head_columns
+from ._schema import (
+    EFFECT_COLUMNS,
+    EVENT_COLUMNS,
+    ROW_COLUMNS,
+    SAMPLED_COLUMNS,
+    Column,
+    head_columns,
+    verdict_columns,
+)
 
-_NEVER_NULL = ("layer", "head", "n_inputs")
+_NEVER_NULL = ("layer", "head", "n_inputs", "n")
 
 
 def event_schema(sampled: bool, row_sums: bool = False) -> pa.Schema:
@@ -21,9 +29,19 @@ def event_schema(sampled: bool, row_sums: bool = False) -> pa.Schema:
     return _schema((*EVENT_COLUMNS, *(SAMPLED_COLUMNS if sampled else ()), *(ROW_COLUMNS if row_sums else ())))
 
 
-def head_schema() -> pa.Schema:
-    """Arrow schema of `heads.parquet`."""
-    return _schema(head_columns())
+def head_schema(verified: bool = False) -> pa.Schema:
+    """Arrow schema of `heads.parquet`; `verified` with the columns that edits add."""
+    return _schema(head_columns(verified=verified))
+
+
+def verdict_schema() -> pa.Schema:
+    """Arrow schema of `verdicts.parquet`."""
+    return _schema(verdict_columns())
+
+
+def effect_schema() -> pa.Schema:
+    """Arrow schema of `effects.parquet`."""
+    return _schema(EFFECT_COLUMNS)
 
 
 def event_table(events: pa.Table | Mapping[str, Sequence[Any]], sampled: bool) -> pa.Table:
@@ -37,18 +55,26 @@ def event_table(events: pa.Table | Mapping[str, Sequence[Any]], sampled: bool) -
     **Raises:** `ArtifactError` when columns are missing, unknown, of other types or of unequal length.
     """
     names = events.column_names if isinstance(events, pa.Table) else list(events)
-    schema = event_schema(sampled, any(column.name in names for column in ROW_COLUMNS))
-    _require_names(names, schema.names, "event part")
+    row_sums = any(column.name in names for column in ROW_COLUMNS)
+    return _exact_rows(events, event_schema(sampled, row_sums), "event part")
+
+
+def table_of(rows: Mapping[str, Sequence[Any]], columns: Iterable[Column], what: str) -> pa.Table:
+    """One sequence per column, all of one length, as a table of exactly these columns; NaN becomes null.
+
+    **Raises:** `ArtifactError` when columns are missing, unknown, of other types or of unequal length.
+    """
+    return _exact_rows(rows, _schema(columns), what)
+
+
+def _exact_rows(rows: pa.Table | Mapping[str, Sequence[Any]], schema: pa.Schema, what: str) -> pa.Table:
+    _require_names(rows.column_names if isinstance(rows, pa.Table) else list(rows), schema.names, what)
     try:
-        if not isinstance(events, pa.Table):
-            events = pa.table({name: pa.array(_flat(events[name]), schema.field(name).type) for name in schema.names})
-        table = events.select(schema.names).cast(schema)
+        if not isinstance(rows, pa.Table):
+            rows = pa.table({name: pa.array(_flat(rows[name]), schema.field(name).type) for name in schema.names})
+        table = rows.select(schema.names).cast(schema)
     except (pa.ArrowException, TypeError, UnicodeEncodeError) as error:
-        raise ArtifactError(
-            f"an event part does not fit the event columns ({error})",
-            "columns of one length, of the types that sinkscope.artifact.EVENT_COLUMNS lists",
-            "convert the column named in the message",
-        ) from error
+        raise _misfit(what, schema, error) from error
     for index, field in enumerate(schema):
         if pa.types.is_floating(field.type):
             column = table.column(index)
@@ -57,16 +83,37 @@ def event_table(events: pa.Table | Mapping[str, Sequence[Any]], sampled: bool) -
 
 
 def head_table(heads: pd.DataFrame) -> pa.Table:
-    """The head table under exactly the head schema. **Raises:** `ArtifactError` when columns do not fit."""
-    schema = head_schema()
-    _require_names(list(heads.columns), schema.names, "head table")
-    return pa.Table.from_pandas(heads[schema.names], schema=schema, preserve_index=False).replace_schema_metadata()
+    """The head table under exactly the head schema, that with verdicts if there is any column of theirs.
+
+    **Raises:** `ArtifactError` when columns do not fit.
+    """
+    plain = head_schema().names
+    verified = any(name in heads.columns for name in head_schema(verified=True).names if name not in plain)
+    return exact_table(heads, head_schema(verified), "head table")
+
+
+def exact_table(frame: pd.DataFrame, schema: pa.Schema, what: str) -> pa.Table:
+    """`frame` under exactly this schema. **Raises:** `ArtifactError` when names or types of columns do not fit."""
+    _require_names(list(frame.columns), schema.names, what)
+    try:
+        table = pa.Table.from_pandas(frame[schema.names], schema=schema, preserve_index=False)
+    except (pa.ArrowException, TypeError) as error:
+        raise _misfit(what, schema, error) from error
+    return table.replace_schema_metadata()
+
+
+def _misfit(what: str, schema: pa.Schema, error: Exception) -> ArtifactError:
+    return ArtifactError(
+        f"the {what} does not fit its columns ({error})",
+        "columns of one length: " + ", ".join(f"{field.name} {field.type}" for field in schema),
+        "convert the column named in the message",
+    )
 
 
 def to_pandas(table: pa.Table) -> pd.DataFrame:
-    """A dataframe whose dtypes do not depend on the values: integers that may be null are pandas' nullable ones,
-    lists stay Arrow lists, missing floats are NaN. The table's memory is given up on the way."""
-    mapping: dict[Any, Any] = {pa.int32(): pd.Int32Dtype(), pa.int64(): pd.Int64Dtype()}
+    """A dataframe whose dtypes do not depend on the values: integers and booleans that may be null are pandas' nullable
+    ones, lists stay Arrow lists, missing floats are NaN. The table's memory is given up on the way."""
+    mapping: dict[Any, Any] = {pa.int32(): pd.Int32Dtype(), pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}
     mapping |= {field.type: pd.ArrowDtype(field.type) for field in table.schema if pa.types.is_list(field.type)}
     plain = {name: str(table.schema.field(name).type) for name in _NEVER_NULL if name in table.column_names}
     frame = table.to_pandas(types_mapper=mapping.get, split_blocks=True, self_destruct=True)

@@ -33,9 +33,10 @@ class Projection:
 class AttentionCall:
     """Queries, keys, values, weights or log-normalisers, and output of one attention operation of the model's forward.
 
-    Tensors are the model's own, detached, in the model's dtype. `q`, `k` and `lse` belong to the fused route, `weights`
-    to the route of models that form the matrix themselves, `form` (with `q` and `k`) to that of the attention forms of
-    sinkscope.attention which no kernel shows; the other routes' fields are None.
+    Tensors are the model's own, detached, in the model's dtype. `out` shares its memory with what the model goes on
+    with, so that `on_call`, once the calls are settled, edits the head by changing `out` in place. `q`, `k` and `lse`
+    belong to the fused route, `weights` to the route of models that form the matrix themselves, `form` (with `q` and
+    `k`) to that of the attention forms of sinkscope.attention which no kernel shows; the other routes' fields are None.
 
     - `layer`: running number of the call among calls of the same `kind` in its forward pass, from 0.
     - `forward`: running number of the forward pass inside the capture, from 0.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -87,13 +87,21 @@ class Calls(list[AttentionCall]):
         """From now on take it that every forward runs the attention calls of those so far, and watch only there.
 
         Operations outside the modules that ran attention are no longer looked at, projections are those found so far,
-        and `on_call` gets a call as soon as it has run, its tensors still in the cache. For the same model on more
-        inputs, after a first forward pass. A call that no earlier forward has made raises `CaptureError`.
+        and `on_call` gets a call as soon as it has run, its tensors still in the cache and before the model reads its
+        output: what `on_call` writes into `call.out` in place is what the model goes on with. For the same model on
+        more inputs, after a first forward pass. A call that no earlier forward has made raises `CaptureError`.
         """
         self._settled = frozenset(call.module for call in self._ended.values())
         self._everywhere.close()
         for name in self._hooks.keys() - self._settled - self._attention.keys() - self._blocks - {""}:
             self._hooks.pop(name).close()
+
+    def begin_at(self, made: Mapping[str, int]) -> None:
+        """Number the next calls of the forward pass that runs as if so many of each kind had been made before.
+
+        For a pass that leaves out its first blocks because their outputs are known.
+        """
+        self._ordinals = dict(made)
 
     # -- the recorder's reports ---------------------------------------------------------------------------------------
 
@@ -120,7 +128,7 @@ class Calls(list[AttentionCall]):
             return
 
         def split(x: Tensor) -> Tensor:
-            return x.detach().reshape(-1, heads, *x.shape[1:])
+            return torch.unflatten(x.detach(), 0, (-1, heads))  # a view of any tensor: `out` must share the model's memory
 
         keys = weights.shape[2]
         shown = logits.detach().reshape(-1, heads, *logits.shape[-2:])[..., :keys] > HIDDEN_BIAS

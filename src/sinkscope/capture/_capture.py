@@ -25,7 +25,9 @@ def capture(module: nn.Module, on_call: Callable[[AttentionCall], None] | None =
     **Arguments:**
 
     - `module`: any PyTorch module.
-    - `on_call`: called with each call when its block has finished; calls are then not kept. Without it they are
+    - `on_call`: called with each call when its block has finished, or, after `calls.settle()`, as soon as it has run
+        and before the model reads its output: then changing `call.out` in place edits the attention output, whatever
+        the route. Calls are then not kept. Without it they are
         collected in the list, which holds queries, keys, values and outputs: memory linear in tokens per layer.
 
     **Returns:**

@@ -1,5 +1,8 @@
 """From what was measured to what it means: rules, one row per head with intervals, and the summary."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from ._classify import classify as classify, is_event as is_event
 from ._heads import build_heads as build_heads
 from ._intervals import median_interval as median_interval, wilson as wilson
@@ -10,6 +13,7 @@ from ._kinds import (
     SINK_RATE as SINK_RATE,
     UNIFORM_ENTROPY_SHARE as UNIFORM_ENTROPY_SHARE,
 )
+from ._prescription import Advice as Advice, Prescription as Prescription, prescribe as prescribe
 from ._registry import (
     fesser_literal as fesser_literal,
     get_rule as get_rule,
@@ -20,3 +24,20 @@ from ._registry import (
 from ._rules import Condition as Condition, Rule as Rule
 from ._shares import MIN_SINK_INPUTS as MIN_SINK_INPUTS, RESAMPLES as RESAMPLES, sink_shares as sink_shares
 from ._summary import summarise as summarise
+from ._verdict import (
+    MIN_SPLIT_INPUTS as MIN_SPLIT_INPUTS,
+    MIN_VERDICT_INPUTS as MIN_VERDICT_INPUTS,
+    JudgeOptions as JudgeOptions,
+    Verdicts as Verdicts,
+    judge as judge,
+)
+from ._words import CONDITIONS as CONDITIONS, WORDS as WORDS, Thresholds as Thresholds
+
+if TYPE_CHECKING:
+    from . import edits as edits
+
+
+def __getattr__(name: str) -> Any:
+    if name == "edits":  # the one part of this room that runs a model: it loads torch on first use
+        return import_module("sinkscope.explain.edits")
+    raise AttributeError(f"module 'sinkscope.explain' has no attribute {name!r}")

@@ -10,6 +10,7 @@ import pandas as pd
 
 from ..artifact import SINK_MASS
 from ._kinds import SINK_RATE
+from ._prescription import treatment_groups
 from ._shares import MIN_SINK_INPUTS
 
 _ROLES_NAMED = 3
@@ -20,11 +21,26 @@ _LOOK_ALIKES = {
     "diagonal": ("attends mostly to itself", "attend mostly to themselves"),
     "dead": ("is dead", "are dead"),
 }
+_WORDS = {
+    "nop": ("parks its attention to stay silent (nop)", "park their attention to stay silent (nop)"),
+    "broadcast": ("hands out what is in the input (broadcast)", "hand out what is in the input (broadcast)"),
+    "bias": ("writes one constant vector (bias)", "write one constant vector (bias)"),
+    "inert": ("does nothing that matters (inert)", "do nothing that matters (inert)"),
+    "undecided": ("is undecided", "are undecided"),
+}
+_TREATED = {
+    "gate": "gates in",
+    "registers": "registers for",
+    "both": "gates and registers for",
+    "attention bias": "an attention bias in",
+    "prune": "a trial of pruning",
+}
 
 
 def summarise(manifest: Mapping[str, Any], heads: pd.DataFrame, sink_tokens: pd.DataFrame | None = None) -> list[str]:
     """Three plain sentences: where the sinks are; what they look like under the rule; what they write, and the next
-    step. A sink head is one of kind `sink`.
+    step. Once sink heads were edited, two more: what the edits say they do, and what to do about it. A sink head is
+    one of kind `sink`.
 
     **Arguments:**
 
@@ -35,7 +51,10 @@ def summarise(manifest: Mapping[str, Any], heads: pd.DataFrame, sink_tokens: pd.
     """
     sinks = heads[heads["kind"] == "sink"]
     start = "" if sink_tokens is None or sinks.empty else _at_start(sink_tokens)
-    return [_where(manifest, heads, sinks, start), _looks(manifest, heads), _writes(heads, sinks)]
+    sentences = [_where(manifest, heads, sinks, start), _looks(manifest, heads), _writes(heads, sinks)]
+    if "verdict" in heads and not sinks.empty:
+        sentences += [_does(sinks), _treat(manifest, heads)]
+    return sentences
 
 
 def _at_start(sink_tokens: pd.DataFrame) -> str:
@@ -146,10 +165,36 @@ def _writes(heads: pd.DataFrame, sinks: pd.DataFrame) -> str:
     ]
     counts = np.bincount(largest, minlength=len(says)).tolist()
     told = [f"{count:,} {_verb(count, *verbs)}" for count, verbs in zip(counts, says, strict=True) if count]
+    next_step = (
+        "; causal edits come next"
+        if "verdict" in heads
+        else ", so next: confirm by causal edits before choosing gates (for silence) or registers (for content)"
+    )
     return (
         f"Of {_number(len(shares), 'sink head')} whose write could be measured, {_listed(told)}; these are signatures, "
-        "not causes, so next: confirm by causal edits before choosing gates (for silence) or registers (for content)."
+        f"not causes{next_step}."
     )
+
+
+def _does(sinks: pd.DataFrame) -> str:
+    edited = sinks[sinks["verdict"].notna()]
+    counts = edited["verdict"].value_counts().to_dict()
+    told = [f"{counts[word]:,} {_verb(counts[word], *verbs)}" for word, verbs in _WORDS.items() if word in counts]
+    if not told:
+        return f"None of {_number(len(sinks), 'sink head')} was edited."
+    decided = edited.loc[edited["verdict"] != "undecided", "confidence"]
+    sure = f"; the median confidence of these verdicts is {_percent(decided.median())}" if len(decided) else ""
+    rest = len(sinks) - len(edited)
+    unseen = f"; {_number(rest, 'sink head')} {_verb(rest, 'was', 'were')} not edited" if rest else ""
+    return f"Causal edits of {_number(len(edited), 'sink head')} say: {_listed(told)}{sure}{unseen}."
+
+
+def _treat(manifest: Mapping[str, Any], heads: pd.DataFrame) -> str:
+    groups = treatment_groups(heads, manifest["model"]["modality"])
+    named = [f"{_TREATED[name]} {_number(len(group), 'head')}" for name, group in groups.items() if name in _TREATED]
+    if not named:
+        return "None of these verdicts calls for a treatment."
+    return f"They call for {_listed(named)}; reasons, sources and cautions are in the prescription."
 
 
 def _n_inputs(heads: pd.DataFrame) -> int:

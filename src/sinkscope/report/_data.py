@@ -10,6 +10,7 @@ import pandas as pd
 from sinkscope.artifact import SINK_MASS, Artifact
 from sinkscope.explain import Rule, classify, is_event
 from sinkscope.report._rule import ratio_column
+from sinkscope.report._verified import Verified, read_verified
 
 _COLUMNS = (
     "input", "layer", "head", "sink", "role", "mass", "value_ratio", "update_ratio", "stable_rank",
@@ -30,6 +31,7 @@ class ReportData:
       and their numbers `sink_n` and `other_n`.
     - `gallery_rows`: `input, layer, head, sink, mass, event` of the inputs in the gallery.
     - `mass_se`: median standard error of `mass`, None unless queries were sampled.
+    - `verified`: verdicts and their evidence, None unless heads were edited.
     """
 
     artifact: Artifact
@@ -45,6 +47,7 @@ class ReportData:
     norms: pd.DataFrame
     gallery_rows: pd.DataFrame
     mass_se: float | None
+    verified: Verified | None
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -82,6 +85,7 @@ def read_data(artifact: Artifact) -> ReportData:
         norms=_norms(rows),
         gallery_rows=rows.loc[in_gallery, ["input", "layer", "head", "sink", "mass", "event"]],
         mass_se=float(rows["mass_se"].median()) if sampled else None,
+        verified=read_verified(artifact),
     )
 
 

@@ -42,6 +42,19 @@ def percent(value: Any) -> str:
     return f"{share:.0f}%" if share >= 9.95 or share == 0 else f"{share:.1f}%"
 
 
+def change(value: Any) -> str:
+    """A relative change in percent with two digits, small ones too: `12%`, `3.4%`, `0.056%`."""
+    if missing(value):
+        return NONE
+    size = 100 * float(value)
+    if size == 0:
+        return "0%"
+    if size < 0.001:
+        return "<0.001%"
+    digits = 1 - math.floor(math.log10(float(f"{size:.1e}")))
+    return f"{size:,.{max(0, digits)}f}%"
+
+
 def interval(low: Any, high: Any, form: Any = number) -> str:
     """`0.12 to 0.31`, or nothing where an end is missing."""
     return "" if missing(low) or missing(high) else f"{form(low)} to {form(high)}"

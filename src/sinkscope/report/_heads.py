@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from sinkscope.report._format import NONE, count, head_name, interval, missing, number, percent
+from sinkscope.report._format import NONE, change, count, head_name, interval, missing, number, percent
 
 Row = dict[str, Any]
 
@@ -36,6 +36,10 @@ def _share(name: str) -> Callable[[Row], str]:
     return lambda row: percent(row[name])
 
 
+def _change(name: str) -> Callable[[Row], str]:
+    return lambda row: change(row[name])
+
+
 def _number(name: str) -> Callable[[Row], str]:
     return lambda row: number(row[name])
 
@@ -48,8 +52,30 @@ def _with_interval(name: str, form: Callable[[Any], str]) -> Callable[[Row], str
     return text
 
 
-def table_columns() -> tuple[TableColumn, ...]:
-    """The columns of the head table, in order."""
+def _confidence(row: Row) -> str:
+    return percent(row["confidence"])
+
+
+_EDITS = {
+    "zero": "the sink hands out nothing",
+    "mean": "it hands out the head’s mean over other inputs",
+    "donor": "it hands out another input’s sink value",
+    "ordinary": "it hands out a value that is no sink’s",
+    "redirect": "attention goes to the other tokens",
+    "control": "other keys of up to the same mass hand out nothing",
+}
+
+
+def table_columns(*, verified: bool) -> tuple[TableColumn, ...]:
+    """The columns of the head table, in order; `verified` with verdicts and effects."""
+    words = (
+        TableColumn("verdict", "what edits say the sink does", _plain("verdict"), "verdict", True),
+        TableColumn("confidence", "share of resamples that give the same word", _confidence, "confidence"),
+    )
+    effects = tuple(
+        TableColumn(edit, f"change of the final tokens if {text}", _change(f"effect_{edit}"), f"effect_{edit}")
+        for edit, text in _EDITS.items()
+    )
     medians = (
         ("mass", "attention the sink receives"),
         ("routed", "share of queries that give the sink half of their weight or more"),
@@ -69,6 +95,7 @@ def table_columns() -> tuple[TableColumn, ...]:
         TableColumn("head", "layer and query head", lambda row: head_name(row["layer"], row["head"]), "order", True),
         TableColumn("kind", "what the head is: sink, uniform, diagonal, dead or none", _plain("kind"), "kind", True),
         TableColumn("role", "most frequent role of the sink token", _plain("role"), "role", True),
+        *(words if verified else ()),
         TableColumn(
             "event rate", "share of inputs that are an event under the rule", _share("event_rate"), "event_rate"
         ),
@@ -79,6 +106,7 @@ def table_columns() -> tuple[TableColumn, ...]:
         ),
         *(TableColumn(name, f"events of class {name}", _plain(name), name) for name in ("nop", "broadcast", "other")),
         *(TableColumn(name, f"energy (ordinary token = 1): {text}", _number(name), name) for name, text in shares),
+        *(effects if verified else ()),
     )
 
 
@@ -99,8 +127,9 @@ _CARD: tuple[tuple[str, str, Callable[[Any], str], tuple[str, ...]], ...] = (
 _UNITS = {"entropy": " nat"}
 
 
-def card_lines(row: Row) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Everything `heads.parquet` says about one head, in groups of (name, text), with its intervals."""
+def card_lines(row: Row, verdict: Row | None = None) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Everything `heads.parquet` says about one head, in groups of (name, text), with its intervals; with its row of
+    `verdicts.parquet`, which is empty for a head that was not edited, also what that adds."""
     n, share = int(row["n_inputs"]), percent(row["role_share"])
     groups = [
         (
@@ -115,7 +144,35 @@ def card_lines(row: Row) -> list[tuple[str, list[tuple[str, str]]]]:
     for title, suffix, form, names in _CARD:
         lines = [(name, _with_interval(name + suffix, form)(row) + _UNITS.get(name, "")) for name in names]
         groups.append((title, lines))
-    return groups
+    return groups if verdict is None else [*groups[:2], *_verdict_lines(row, verdict), *groups[2:]]
+
+
+def _verdict_lines(row: Row, verdict: Row) -> list[tuple[str, list[tuple[str, str]]]]:
+    found = {name: NONE for name in (*_SHARES, "specific", "split_half", "q_value", "reason")}
+    if verdict:
+        found |= {name: _with_interval(name, percent)(verdict) for name in _SHARES}
+        found["specific"] = _with_interval("specific", number)(verdict)
+        found["split_half"] = NONE if missing(verdict["split_half"]) else "yes" if verdict["split_half"] else "no"
+        found["q_value"] = number(verdict["q_value"])
+        found["reason"] = NONE if missing(verdict["reason"]) else str(verdict["reason"])
+    n = row["n_verified"]
+    judged = [
+        ("verdict", NONE if missing(row["verdict"]) else str(row["verdict"])),
+        ("confidence", percent(row["confidence"])),
+        ("edited on", NONE if missing(n) else count(int(n), "input")),
+        ("halves agree", found["split_half"]),
+        ("adjusted p", found["q_value"]),
+        ("why", found["reason"]),
+    ]
+    effects = [(edit, _with_interval(f"effect_{edit}", change)(row)) for edit in _EDITS]
+    return [
+        ("Verdict, from edits", judged),
+        ("Change of the final tokens", [*effects, ("zero / control", found["specific"])]),
+        ("Handed out, by the edits: ordinary token = 100%", [(name, found[name]) for name in _SHARES]),
+    ]
+
+
+_SHARES = ("silent", "constant", "content", "content_share")
 
 
 def _classes(row: Row) -> str:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from sinkscope.report._data import ReportData
 from sinkscope.report._figure import Drawing, FigureSpec, Mark, new_figure
@@ -14,29 +17,37 @@ from sinkscope.report._format import count, head_name, percent
 from sinkscope.report._heads import Row, records
 from sinkscope.report._style import EMPTY, INK, MUTED, Layout
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 _MEANING = {"event_rate": "share of inputs that are an event", "sink_rate": "share of inputs with mass ≥ 0.3"}
 _MARGIN, _LEAST_WIDTH = 52, 260
 _COLOURS = "Blues"
 
 
-def _draw(measure: str, data: ReportData, layout: Layout) -> Drawing:
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.collections import PolyCollection
-    from matplotlib.colors import to_rgba
-    from matplotlib.ticker import PercentFormatter
+@dataclass(frozen=True)
+class Grid:
+    """A drawn map of layer x head: `foot` is the axes below it, cell sizes are in CSS pixels."""
 
-    heads = data.heads
+    figure: Figure
+    axes: Axes
+    foot: Axes
+    cell_width: float
+    cell_height: float
+
+
+def draw_grid(heads: pd.DataFrame, colours: Any, layout: Layout, name: str, foot: float) -> Grid:
+    """One cell per head in its colour, in a collection with the id `name`; below it, axes `foot` CSS pixels high."""
+    from matplotlib.collections import PolyCollection
+
     n_heads, n_layers = int(heads["head"].max()) + 1, int(heads["layer"].max()) + 1
     cell_width = min(34.0, (layout.width - _MARGIN) / n_heads, max((400 - _MARGIN) / n_heads, 11.0))
     cell_height = min(30.0, max(520 / n_layers, 9.0), 2.0 * cell_width + 6)
     columns = max(float(n_heads), (_LEAST_WIDTH - _MARGIN) / cell_width)
     width = math.ceil(_MARGIN + columns * cell_width)
-    figure = new_figure(Layout(layout.name, width), 112 + n_layers * cell_height)
-    axes, bar_axes = figure.subplots(2, 1, height_ratios=(n_layers * cell_height, 10))
-    scale = ScalarMappable(cmap=_COLOURS)
-    scale.set_clim(0, 1)
-    colours = scale.to_rgba(heads[measure].to_numpy(float))
-    colours[heads[measure].isna()] = to_rgba(EMPTY)
+    figure = new_figure(Layout(layout.name, width), 102 + foot + n_layers * cell_height)
+    axes, foot_axes = figure.subplots(2, 1, height_ratios=(n_layers * cell_height, foot))
     gap_x, gap_y = 0.75 / cell_width, 0.75 / cell_height
     cells = PolyCollection(
         [_cell(x, y, gap_x, gap_y) for y, x in heads[["layer", "head"]].itertuples(index=False)],
@@ -45,7 +56,7 @@ def _draw(measure: str, data: ReportData, layout: Layout) -> Drawing:
         linewidths=0.5,
         clip_on=False,
     )
-    cells.set_gid(measure)
+    cells.set_gid(name)
     axes.add_collection(cells)
     axes.set_xlim(-0.5, columns - 0.5)
     axes.set_ylim(n_layers - 0.5, -0.5)
@@ -56,11 +67,27 @@ def _draw(measure: str, data: ReportData, layout: Layout) -> Drawing:
         spine.set_visible(False)
     axes.set_xlabel("head", color=INK)
     axes.set_ylabel("layer", color=INK)
-    bar = figure.colorbar(scale, cax=bar_axes, orientation="horizontal", format=PercentFormatter(1), ticks=[0, 0.5, 1])
+    return Grid(figure, axes, foot_axes, cell_width, cell_height)
+
+
+def _draw(measure: str, data: ReportData, layout: Layout) -> Drawing:
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import to_rgba
+    from matplotlib.ticker import PercentFormatter
+
+    heads = data.heads
+    scale = ScalarMappable(cmap=_COLOURS)
+    scale.set_clim(0, 1)
+    colours = scale.to_rgba(heads[measure].to_numpy(float))
+    colours[heads[measure].isna()] = to_rgba(EMPTY)
+    grid = draw_grid(heads, colours, layout, measure, 10)
+    bar = grid.figure.colorbar(
+        scale, cax=grid.foot, orientation="horizontal", format=PercentFormatter(1), ticks=[0, 0.5, 1]
+    )
     bar.outline.set_visible(False)
-    bar_axes.tick_params(length=2, color=MUTED)
+    grid.foot.tick_params(length=2, color=MUTED)
     bar.set_label(_MEANING[measure], fontsize=10.5)
-    return Drawing(figure, {measure: [_mark(row, measure) for row in records(heads)]})
+    return Drawing(grid.figure, {measure: [_mark(row, measure) for row in records(heads)]})
 
 
 def _cell(x: int, y: int, gap_x: float, gap_y: float) -> Sequence[tuple[float, float]]:

@@ -16,16 +16,22 @@ from markupsafe import Markup
 from sinkscope.explain import summarise
 from sinkscope.report._data import ReportData
 from sinkscope.report._figure import FigureSpec, render
-from sinkscope.report._figures import FIGURES, HEATMAPS
+from sinkscope.report._figures import figures, heatmaps
 from sinkscope.report._format import count, head_name, missing, number, percent
 from sinkscope.report._gallery import LEAST_MASS, MOST_TOKENS, gallery_data
-from sinkscope.report._heads import Row, card_lines, records, sort_value, table_columns
+from sinkscope.report._heads import Row, TableColumn, card_lines, records, sort_value, table_columns
 from sinkscope.report._rule import classes_text, event_text
-from sinkscope.report._style import NARROW, WIDE
+from sinkscope.report._style import NARROW, VERDICT_COLOURS, WIDE
 from sinkscope.report._svg import finish_svg
-from sinkscope.report._words import BIBTEX, GLOSSARY
+from sinkscope.report._verdict_page import effect_data, verdict_page
+from sinkscope.report._words import BIBTEX, GLOSSARY, VERDICT_GLOSSARY
 
-_NOTES = ("measured", "What was measured"), ("summary", "Summary"), ("heads-map", "Layer by head")
+_FIRST = ("measured", "What was measured"), ("summary", "Summary")
+_MAP, _PRESCRIPTION, _VERDICTS = (
+    ("heads-map", "Layer by head"),
+    ("prescription", "Prescription"),
+    ("verdicts", "Verdicts"),
+)
 _LAST = ("gallery", "Gallery"), ("heads", "All heads"), ("rule", "Rule and citation")
 
 
@@ -43,30 +49,36 @@ def build_page(data: ReportData) -> str:
     rows = records(data.heads)
     gallery = gallery_data(data.artifact.gallery, data.gallery_rows)
     ranked = sorted(rows, key=_prominence)
-    heat, figures = ([_shown(spec, data) for spec in specs] for specs in (HEATMAPS, FIGURES))
+    maps, others, verified = heatmaps(data), figures(data), data.verified
+    columns = table_columns(verified=verified is not None)
+    sentences = summarise(data.manifest, data.heads, data.artifact.events(["sink", "role", "mass"]))
+    before = (*_FIRST, _PRESCRIPTION, _MAP, _VERDICTS) if verified else (*_FIRST, _MAP)
     return template.render(
         policy=_policy(script),
         css=Markup(css),
         script=Markup(script),
-        data=_json(_script_data(rows, gallery, _key(ranked[0]))),
-        summary=summarise(data.manifest, data.heads, data.artifact.events(["sink", "role", "mass"])),
-        heat=heat,
-        measure=(HEATMAPS[0] if data.events else HEATMAPS[1]).name,
-        figures=figures,
-        sections=[*_NOTES, *((spec.name, spec.title) for spec in FIGURES), *_LAST],
+        data=_json(_script_data(data, rows, gallery, _key(ranked[0]))),
+        summary=sentences,
+        summary_title=f"In {'five' if len(sentences) == 5 else 'three'} sentences",
+        heat=[_shown(spec, data) for spec in maps],
+        measure="verdict" if verified else "event_rate" if data.events else "sink_rate",
+        figures=[_shown(spec, data) for spec in others],
+        verified=verified and verdict_page(verified),
+        sections=[*before, *((spec.name, spec.title) for spec in others), *_LAST],
         gallery_count=len(gallery),
         has_text=any(item["tokens"] for item in gallery),
         least_mass=f"{LEAST_MASS:g}",
         choices=[(_key(row), _choice(row)) for row in rows],
         picks=[(_key(row), head_name(row["layer"], row["head"])) for row in ranked[:5]],
-        columns=table_columns(),
+        columns=columns,
         kinds=sorted({str(row["kind"]) for row in rows}),
-        rows=[_table_row(row) for row in rows],
+        verdicts=[word for word in VERDICT_COLOURS if verified and (data.heads["verdict"] == word).any()],
+        rows=[_table_row(row, columns) for row in rows],
         table_note=_table_note(data),
         rule={"name": data.rule.name, "source": data.rule.source, "text": event_text(data.rule)},
         classes_note=classes_text(data.rule),
         bibtex=BIBTEX.format(version=data.manifest["sinkscope"]),
-        glossary=GLOSSARY,
+        glossary=(*GLOSSARY, *(VERDICT_GLOSSARY if verified else ())),
         **_measured(data),
     )
 
@@ -105,12 +117,14 @@ def _shown(spec: FigureSpec, data: ReportData) -> dict[str, Any]:
     return {"name": spec.name, "title": spec.title, "caption": caption, "drawings": drawings.items()}
 
 
-def _script_data(rows: Sequence[Row], gallery: list[dict[str, Any]], start: str) -> dict[str, Any]:
-    cards = {_key(row): card_lines(row) for row in rows}
+def _script_data(data: ReportData, rows: Sequence[Row], gallery: list[dict[str, Any]], start: str) -> dict[str, Any]:
+    verdicts = {_key(row): row for row in records(data.verified.verdicts)} if data.verified else None
+    cards = {_key(row): card_lines(row, None if verdicts is None else verdicts.get(_key(row), {})) for row in rows}
     return {
         "start": start,
         "card": [{"title": title, "names": [name for name, _ in lines]} for title, lines in cards[start]],
         "heads": {key: [[text for _, text in lines] for _, lines in card] for key, card in cards.items()},
+        "effects": effect_data(data.verified) if data.verified else None,
         "gallery": gallery,
         "mostTokens": MOST_TOKENS,
     }
@@ -129,17 +143,18 @@ def _choice(row: Row) -> str:
     return f"{name}: events {events}, sinks {sinks}"
 
 
-def _table_row(row: Row) -> dict[str, Any]:
-    cells = [(column.text(row), sort_value(row, column), column.left) for column in table_columns()]
+def _table_row(row: Row, columns: Sequence[TableColumn]) -> dict[str, Any]:
+    cells = [(column.text(row), sort_value(row, column), column.left) for column in columns]
     return {"key": _key(row), "cells": cells}
 
 
 def _table_note(data: ReportData) -> str:
     n_inputs = int(data.heads["n_inputs"].max())
+    edits = " Effects are changes of the final tokens under each edit." if data.verified else ""
     return (
-        f"Medians and rates over {count(n_inputs, 'input')}; classes count events under {data.rule.name}. A heading "
-        "sorts, a row chooses its head. Intervals and the remaining columns stand in the card of the head and in "
-        "heads.parquet."
+        f"Medians and rates over {count(n_inputs, 'input')}; classes count events under {data.rule.name}.{edits} "
+        "A heading sorts, a row chooses its head. Intervals and the remaining columns stand in the card of the head "
+        "and in heads.parquet."
     )
 
 

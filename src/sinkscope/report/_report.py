@@ -7,7 +7,7 @@ from pathlib import Path
 from sinkscope.artifact import open_artifact, replacing, write_text
 from sinkscope.report._data import read_data
 from sinkscope.report._figure import render
-from sinkscope.report._figures import FIGURES, HEATMAPS
+from sinkscope.report._figures import figures, heatmaps
 from sinkscope.report._page import build_page
 from sinkscope.report._style import WIDE
 from sinkscope.report._svg import finish_svg
@@ -40,7 +40,7 @@ def write_figures(folder: Path, out: Path) -> list[Path]:
     """
     data = read_data(open_artifact(folder))
     paths = []
-    for spec in (*HEATMAPS, *FIGURES):
+    for spec in (*heatmaps(data), *figures(data)):
         drawing, files = render(spec, data, WIDE, "svg", "png")
         text = finish_svg(
             files["svg"], name=spec.name, title=spec.title, description=spec.caption(data), marks=drawing.marks

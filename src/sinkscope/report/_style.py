@@ -36,6 +36,18 @@ ROLE_COLOURS: dict[str, str] = {
 CLASS_COLOURS = {"nop": BLUE, "broadcast": VERMILLION, "other": "#8a929c"}
 SHARE_COLOURS = {"content": VERMILLION, "constant": BLUE, "silent": "#d4d9df"}
 
+VERDICT_COLOURS = {
+    "nop": BLUE,
+    "broadcast": VERMILLION,
+    "bias": GREEN,
+    "inert": "#8a929c",
+    "undecided": "#a8902f",
+    "no sink": EMPTY,
+}
+"""In the order of every legend and axis; letters and markers tell the same without colour."""
+VERDICT_LETTERS = {"nop": "N", "broadcast": "B", "bias": "C", "inert": "I", "undecided": "?", "no sink": ""}
+VERDICT_MARKERS = {"nop": "o", "broadcast": "s", "bias": "D", "inert": "v", "undecided": "X", "no sink": "P"}
+
 RC: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.edgecolor": MUTED,

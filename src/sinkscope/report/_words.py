@@ -42,6 +42,35 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
     ),
 )
 
+VERDICT_GLOSSARY: tuple[tuple[str, str], ...] = (
+    (
+        "verdict",
+        "What edits of one head at a time say its sink does: nop (the head stays silent by parking here), broadcast "
+        "(the sink carries this input’s content), bias (it writes one constant vector, whatever the input), inert "
+        "(mass without function), undecided. Classes under the rule are signatures, a verdict is causal.",
+    ),
+    (
+        "edit",
+        "What replaces the sink’s value in one head, its attention kept: zero (nothing), mean (the head’s mean over "
+        "other inputs), donor (another input’s sink value), ordinary (a value that is no sink’s), random (a random "
+        "direction of the same norm); redirect instead gives the attention to the other tokens; noop changes nothing; "
+        "other_head zeroes the same token in another head of the layer.",
+    ),
+    ("control", "Zeroing other keys, drawn at random, of up to the sink’s mass: what any key of that mass would do."),
+    (
+        "effect",
+        "Root mean square of the change over that of what was there: of the head’s write (write), of the last block’s "
+        "output (final) or of that after the last norm (final_norm), over all tokens other than the sink.",
+    ),
+    ("common", "Share of the change that is the same for all tokens that see the sink."),
+    (
+        "donor_cosine",
+        "Cosine of what a donor’s sink value does with what it should do if the sink’s value is what counts.",
+    ),
+    ("confidence", "Share of bootstrap resamples of the inputs that give the same word."),
+    ("halves agree", "Whether both halves of the inputs, judged alone, give the same word; from 16 inputs on."),
+)
+
 BIBTEX = """@article{{fesser2026sinks,
   title   = {{A Unifying View of Attention Sinks: Two Algorithms, Two Solutions}},
   author  = {{Fesser and Jacobs and Fel and Keller and Kakade}},

@@ -17,16 +17,16 @@ from sinkscope.report._style import GRID, INK, MUTED, SHARE_COLOURS, Layout
 _KINDS = ("content", "constant", "silent")
 
 
-def _shares(data: ReportData) -> pd.DataFrame:
-    """One row per head that has shares, sorted by its leading kind and then by how much that leads.
+def normalised(heads: pd.DataFrame) -> pd.DataFrame:
+    """`content`, `constant` and `silent`, at least 0 and summing to 1, with the interval `low` to `high` of content,
+    the `energy` and whether the constant lies `below` 0. Where the energy is above 1, shares are of the energy.
 
-    Where the energy is above 1, shares are of the energy, so that a column always ends at 1.
+    A constant below 0 counts as 0, a content above the energy as the energy.
     """
-    heads = data.heads[data.heads["content"].notna()].reset_index(drop=True)
-    energy = heads["constant"] + heads["content"]
+    energy = (heads["constant"] + heads["content"]).clip(lower=0.0)
     whole = energy.clip(lower=1.0)
     content = heads["content"].clip(lower=0.0).clip(upper=energy) / whole
-    shares = pd.DataFrame(
+    return pd.DataFrame(
         {
             "layer": heads["layer"],
             "head": heads["head"],
@@ -39,6 +39,11 @@ def _shares(data: ReportData) -> pd.DataFrame:
             "below": heads["constant"] < 0,
         }
     )
+
+
+def _shares(data: ReportData) -> pd.DataFrame:
+    """One row per head that has shares, sorted by its leading kind and then by how much that leads."""
+    shares = normalised(data.heads[data.heads["content"].notna()].reset_index(drop=True))
     kinds = list(_KINDS)
     shares["lead"] = shares[kinds].to_numpy(float).argmax(axis=1)
     shares["size"] = shares[kinds].max(axis=1)

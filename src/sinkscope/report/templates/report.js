@@ -15,17 +15,104 @@
 
   // ---- the card of one head
   const card = $("#card");
+  const cardLine = (name, text) => make("div", { class: text.length > 60 ? "prose" : "" }, make("dt", {}, name), make("dd", {}, text));
   function showCard(key) {
     const [layer, head] = key.split("-");
     const parts = [make("h3", {}, `Layer ${layer}, head ${head}`)];
     DATA.heads[key].forEach((texts, group) => {
       const { title, names } = DATA.card[group];
       if (group) parts.push(make("h4", {}, title));
-      parts.push(make("dl", {}, ...names.map((name, i) => make("div", {}, make("dt", {}, name), make("dd", {}, texts[i])))));
+      parts.push(make("dl", {}, ...names.map((name, i) => cardLine(name, texts[i]))));
     });
     card.replaceChildren(...parts);
     const [[kind, sink], [events]] = DATA.heads[key];
-    $("#readout").textContent = `L${layer}.H${head}: ${kind}, ${sink}; events ${events}.`;
+    const verdict = DATA.effects ? ` Verdict: ${said(key, "verdict")}.` : "";
+    $("#readout").textContent = `L${layer}.H${head}: ${kind}, ${sink}; events ${events}.${verdict}`;
+  }
+
+  function said(key, name) {
+    for (const [group, { names }] of DATA.card.entries()) {
+      if (names.includes(name)) return DATA.heads[key][group][names.indexOf(name)];
+    }
+  }
+
+  // ---- effects of one head: a line per edit, on one scale, with the interval of the control behind all
+  const measureBox = $("#effect-measure");
+  const sign = (text) => text.replace("-", "−");
+  function written(value, { percent }, unit = percent ? "%" : "", exact = false) {
+    const size = percent ? 100 * value : value;
+    if (size === 0) return `0${unit}`;
+    if (Math.abs(size) < 0.001) return `${size < 0 ? ">−" : "<"}0.001${unit}`;
+    const digits = size.toPrecision(2);
+    return sign(`${Math.abs(size) >= 99.5 ? Math.round(size) : exact ? Number(digits) : digits}${unit}`);
+  }
+  function scaleOf(cells, { log, percent }) {
+    const all = cells.filter(Boolean).flatMap((cell) => cell.slice(0, 3)).filter((value) => value !== null);
+    if (log) {
+      const positive = all.filter((value) => value > 0);
+      const top = Math.max(...positive, 1e-12);
+      const high = Math.ceil(Math.log10(top) - 1e-9);
+      const low = Math.max(Math.floor(Math.log10(Math.min(...positive, top))), high - 5, -12);
+      const first = Math.min(low, high - 1);
+      const ticks = Array.from({ length: high - first + 1 }, (_, i) => 10 ** (first + i));
+      return { ticks, at: (value) => (Math.log10(Math.max(value, 10 ** first)) - first) / (high - first) };
+    }
+    const low = percent ? 0 : Math.min(0, ...all);
+    const high = percent ? 1 : Math.max(low + 1e-9, ...all);
+    return { ticks: low < 0 && high > 0 ? [low, 0, high] : [low, (low + high) / 2, high], at: (value) => (value - low) / (high - low) };
+  }
+  function drawRange(cell, control, scale) {
+    const percent = (value) => `${(2 + 96 * Math.min(1, Math.max(0, scale.at(value)))).toFixed(2)}%`;
+    const drawn = make("svg:svg", { class: "range", "aria-hidden": "true" });
+    for (const tick of scale.ticks) drawn.append(make("svg:line", { class: "tick", x1: percent(tick), x2: percent(tick), y1: 0, y2: "100%" }));
+    if (control && control[1] !== null) {
+      const [left, right] = [control[1], control[2]].map((value) => parseFloat(percent(value)));
+      drawn.append(make("svg:rect", { class: "control", x: `${left}%`, width: `${Math.max(0.4, right - left)}%`, y: 0, height: "100%" }));
+    }
+    if (cell[1] !== null) drawn.append(make("svg:line", { class: "span", x1: percent(cell[1]), x2: percent(cell[2]), y1: "50%", y2: "50%" }));
+    drawn.append(make("svg:circle", { cx: percent(cell[0]), cy: "50%", r: 4 }));
+    return drawn;
+  }
+  function showEffects(key) {
+    const [layer, head] = key.split("-");
+    const measured = DATA.effects.heads[key];
+    const word = said(key, "verdict");
+    $("#effects-title").textContent = `Layer ${layer}, head ${head}: ${measured ? word : "not edited"}`;
+    $("#effect-rows").replaceChildren();
+    measureBox.parentElement.hidden = !measured;
+    if (!measured) return;
+    const measure = DATA.effects.measures.find(({ name }) => name === measureBox.value);
+    const cells = measured[measure.name];
+    if (!cells) {
+      $("#effect-rows").append(make("p", { class: "hint" }, "This was not measured for this head."));
+      return;
+    }
+    const scale = scaleOf(cells, measure);
+    const control = cells[DATA.effects.edits.indexOf("control")];
+    const axis = make("div", { class: "ticks", "aria-hidden": "true" });
+    for (const tick of scale.ticks) {
+      const label = make("span", {}, written(tick, measure, measure.percent ? "%" : "", true));
+      label.style.left = `${2 + 96 * scale.at(tick)}%`;
+      axis.append(label);
+    }
+    const rows = DATA.effects.edits.flatMap((edit, i) => {
+      const cell = cells[i];
+      if (!cell) return [];
+      const [value, low, high] = cell;
+      const told = [written(value, measure)];
+      if (low !== null) told.push(" ", make("span", {}, `(${written(low, measure, "")} to ${written(high, measure, "")})`));
+      return [make("tr", {}, make("th", { scope: "row" }, edit), make("td", { class: "drawn" }, drawRange(cell, control, scale)), make("td", {}, ...told))];
+    });
+    const inputs = cells.filter(Boolean)[0][3];
+    const head3 = make("tr", {}, make("th", { scope: "col" }, "edit"), make("th", { scope: "col", class: "drawn" }, axis), make("th", { scope: "col" }, "effect (95% interval)"));
+    $("#effect-rows").append(
+      make("table", { class: "ranges" }, make("thead", {}, head3), make("tbody", {}, ...rows)),
+      make("p", { class: "hint" }, `Change of: ${measure.label}; ${inputs} inputs${measure.log ? ", log scale" : ""}. The grey band is the interval of the control.`),
+    );
+  }
+  if (DATA.effects) {
+    for (const { name, label } of DATA.effects.measures) measureBox.append(make("option", { value: name }, label));
+    measureBox.addEventListener("change", () => showEffects(chosen));
   }
 
   // ---- heatmap: hover, focus and arrow keys preview a head; click, Enter and Space keep it
@@ -116,6 +203,7 @@
     }
     showCard(key);
     for (const row of $$("#head-table tbody tr")) row.classList.toggle("chosen", row.dataset.head === key);
+    if (DATA.effects) showEffects(key);
     if (DATA.gallery.length) showGallery(key);
   }
 
@@ -240,7 +328,7 @@
   const table = $("#head-table");
   const body = table.tBodies[0];
   const rows = [...body.rows].map((row) => ({
-    row, kind: row.cells[1].textContent, words: row.textContent.toLowerCase(), name: row.cells[0].textContent.toLowerCase(),
+    row, kind: row.cells[1].textContent, verdict: row.cells[3].textContent, words: row.textContent.toLowerCase(), name: row.cells[0].textContent.toLowerCase(),
     values: [...row.cells].map((cell) => {
       const text = cell.dataset.v ?? cell.textContent;
       return text === "" ? null : Number.isNaN(Number(text)) ? text : Number(text);
@@ -265,16 +353,18 @@
   function filter() {
     const text = $("#filter-text").value.trim().toLowerCase();
     const kind = $("#filter-kind").value;
+    const verdict = $("#filter-verdict")?.value ?? "";
     let shown = 0;
-    for (const { row, kind: own, words, name } of rows) {
+    for (const { row, kind: own, verdict: judged, words, name } of rows) {
       const fits = text === "" || (/^l\d+$/.test(text) ? name.startsWith(`${text}.`) : /^l\d+\.h\d+$/.test(text) ? name === text : words.includes(text));
-      row.hidden = !(fits && (kind === "" || own === kind));
+      row.hidden = !(fits && (kind === "" || own === kind) && (verdict === "" || judged === verdict));
       shown += row.hidden ? 0 : 1;
     }
     $("#filter-count").textContent = `${shown} of ${rows.length}`;
   }
   $("#filter-text").addEventListener("input", filter);
   $("#filter-kind").addEventListener("change", filter);
+  $("#filter-verdict")?.addEventListener("change", filter);
   body.addEventListener("click", (event) => choose(event.target.closest("tr").dataset.head));
 
   document.documentElement.classList.remove("no-script");
