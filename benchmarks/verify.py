@@ -139,8 +139,9 @@ def measured(case: Case, heads: list[int], n_inputs: int, rounds: int, freeze_al
         row["milliseconds per row"] = 1000 * row["seconds"] / row["rows"]
         row["times faster than the plain way"] = {"median": statistics.median(one), "low": one[0], "high": one[-1]}
         rows.append(row)
+        later = "frozen" if freeze_all else "responding"
         print(
-            f"{case.name:20}{'frozen' if freeze_all else 'responding':>12}{count:7}{row['rows']:8}{row['seconds']:10.1f}"
+            f"{case.name:20}{later:>12}{count:7}{row['rows']:8}{row['seconds']:10.1f}"
             f"{row['milliseconds per row']:12.1f}{statistics.median(one):10.2f} [{one[0]:.2f}, {one[-1]:.2f}]",
             flush=True,
         )

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from sinkscope._diagnosis import Diagnosis as Diagnosis, open_diagnosis as open
     from sinkscope.capture import capture as capture
     from sinkscope.models import load as load
-    from sinkscope.treat import treat as treat
+    from sinkscope.treat import Room as _Treat
+
+    treat: _Treat
 
 __version__ = "0.1.0"
 

@@ -17,7 +17,8 @@ from sinkscope.explain._words import CONDITIONS, Evidence, margins, tail_probabi
 def _evidence(**values: float) -> Evidence:
     """A clear broadcast but for what is given."""
     clear = {
-        "strength_write": 1.0, "strength_final": 0.9, "share_write": 0.9, "share_final": 0.8, "largest": 0.05,
+        "strength_write": 1.0, "strength_final": 0.9, "share_write": 0.9, "share_final": 0.8, "swing_write": 1.0, "swing_final": 1.0,
+        "largest": 0.05,
         "noise": 1e-7, "specific": 1.5, "common": 0.9, "donor_cosine": 0.9,
     }  # fmt: skip
     return Evidence(**{name: np.array([value]) for name, value in (clear | values).items()})
@@ -29,7 +30,7 @@ def _word(thresholds: Thresholds | None = None, **values: float) -> str:
 
 NAN = float("nan")
 SILENT = {"strength_write": 0.1, "strength_final": 0.1, "specific": 0.1}
-CONSTANT = {"share_write": 0.02, "share_final": 0.05}
+CONSTANT = {"share_write": 0.02, "share_final": 0.05, "swing_write": 0.02, "swing_final": 0.05}
 
 
 @pytest.mark.parametrize(
@@ -43,7 +44,7 @@ CONSTANT = {"share_write": 0.02, "share_final": 0.05}
             "nop",
         ),
         (SILENT | {"specific": NAN}, "nop"),
-        (SILENT | {"specific": 1.1}, "undecided"),
+        (SILENT | {"specific": 3.1}, "undecided"),
         ({"largest": 0.0009}, "inert"),
         ({"largest": 0.05, "noise": 0.0051}, "inert"),
         (SILENT | {"largest": 0.0}, "inert"),
@@ -54,10 +55,12 @@ CONSTANT = {"share_write": 0.02, "share_final": 0.05}
         ({"strength_write": 0.1, "strength_final": 0.46}, "undecided"),
         (SILENT | {"strength_write": 0.17, "strength_final": 0.46}, "nop"),
         ({"strength_write": 0.4, "strength_final": 0.6}, "broadcast"),
-        ({"strength_write": NAN, "share_write": NAN}, "broadcast"),
+        ({"strength_write": NAN, "share_write": NAN, "swing_write": NAN}, "broadcast"),
         ({"strength_write": NAN, "strength_final": NAN}, "undecided"),
-        ({"share_write": 0.9, "share_final": 0.3}, "undecided"),
-        ({"share_write": 0.6, "share_final": 0.45}, "broadcast"),
+        ({"share_write": 0.9, "share_final": 0.3, "swing_final": 0.3}, "undecided"),
+        ({"share_write": 0.3, "share_final": 0.2, "swing_write": 0.9, "swing_final": 0.9}, "broadcast"),
+        ({"share_write": 0.1, "share_final": 0.1}, "bias"),
+        ({"share_write": 0.6, "share_final": 0.45, "swing_write": 0.6, "swing_final": 0.45}, "broadcast"),
         ({"common": 0.05}, "undecided"),
         ({"common": NAN, "donor_cosine": NAN}, "broadcast"),
         ({"donor_cosine": -0.3}, "undecided"),
@@ -69,7 +72,7 @@ def test_words_by_evidence(values: dict[str, Any], word: str) -> None:
 
 
 @settings(deadline=None, max_examples=200)
-@given(st.lists(st.floats(0, 3, allow_subnormal=False) | st.just(NAN), min_size=9, max_size=9))
+@given(st.lists(st.floats(0, 3, allow_subnormal=False) | st.just(NAN), min_size=11, max_size=11))
 def test_no_two_words_hold(values: list[float]) -> None:
     evidence = Evidence(*(np.array([value]) for value in values))
     with np.errstate(all="raise", under="ignore"):
@@ -82,7 +85,7 @@ def test_no_two_words_hold(values: list[float]) -> None:
 def test_thresholds_move_the_words() -> None:
     assert _word(Thresholds(writing_strength=1.5)) == "undecided"
     assert _word(Thresholds(nop_strength=1.5, writing_strength=1.6, control_ratio=2.0)) == "nop"
-    assert _word(Thresholds(broadcast_share=0.95)) == "bias"
+    assert _word(Thresholds(broadcast_share=0.95), swing_write=0.5, swing_final=0.5) == "bias"
     assert _word(Thresholds(inert_effect=0.1)) == "inert"
     assert _word(replace(Thresholds(), donor_cosine=0.95)) == "undecided"
 
@@ -105,6 +108,8 @@ def test_every_field_of_the_evidence_matters_to_some_word() -> None:
     worst: dict[str, Any] = {"specific": 9.0, "common": 0.0, "donor_cosine": -1.0, "noise": 1.0, "largest": 0.0}
     for name in (field.name for field in fields(Evidence)):
         base: dict[str, Any] = SILENT if name == "specific" else {}
+        if name.startswith("swing"):  # matters where the share alone would not do
+            base = {"share_write": 0.3, "share_final": 0.3}
         assert _word(**(base | {name: worst.get(name, 0.0)})) != _word(**base)
 
 

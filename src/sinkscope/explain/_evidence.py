@@ -118,6 +118,8 @@ def gather(head: HeadEffects, weights: Float[np.ndarray, "rows inputs"], signatu
             strength_final=np.sqrt(zero_arrived / yardstick),
             share_write=share_write,
             share_final=unbiased * by_name["mean_final"] / by_name["zero_final"],
+            swing_write=2 * unbiased * by_name["mean_write"] / by_name["ordinary_write"],
+            swing_final=2 * unbiased * by_name["mean_final"] / by_name["ordinary_final"],
             largest=np.sqrt(largest),
             noise=np.sqrt(by_name["noop_final"]),
             specific=np.sqrt(by_name["zero_final"] / by_name["control_final"]),

@@ -25,7 +25,9 @@ class Thresholds:
     - `strength_conflict`: write and final tokens conflict when the sink is silent by one and writes by the other, and
         their strengths differ by more than this factor.
     - `broadcast_share`: from this share of content in the energy on, a sink that writes is a broadcast, else a bias.
-    - `share_conflict`: write and final tokens conflict when their shares of content lie on different sides of
+    - `least_content`: below this share of content a sink is no broadcast, however its content compares with what
+      ordinary values differ by.
+    - `share_conflict`: write and final tokens conflict when their contents lie on different sides of
       `broadcast_share`, both by more than this.
     - `control_ratio`: a nop changes the final tokens at most this many times as much as the same mass of other keys.
     - `inert_effect`: relative RMS change of the final tokens below which an edit changes nothing that matters.
@@ -42,8 +44,9 @@ class Thresholds:
     writing_strength: float = 0.45
     strength_conflict: float = 3.0
     broadcast_share: float = 0.5
+    least_content: float = 0.15
     share_conflict: float = 0.15
-    control_ratio: float = 1.0
+    control_ratio: float = 3.0
     inert_effect: float = 1e-3
     inert_noise: float = 10.0
     common: float = 0.1
@@ -72,6 +75,9 @@ class Evidence:
     - `strength_write`, `strength_final`: norm of what the sink writes in units of an ordinary value's, at the head's
       write and at the final tokens.
     - `share_write`, `share_final`: content's share of that energy.
+    - `swing_write`, `swing_final`: energy of the mean edit over half that of the ordinary edit: how much the sink's
+      value varies from input to input, 1 where it does as much as ordinary values. Tells what is left of a broadcast
+      when all values of the head, the sink's and the others', have one large vector in common.
     - `largest`: the largest effect of zero, ordinary and redirect on the final tokens.
     - `noise`: effect on them of the edit that changes nothing.
     - `specific`: effect of zero in units of that of other keys with the same mass.
@@ -82,6 +88,8 @@ class Evidence:
     strength_final: Column
     share_write: Column
     share_final: Column
+    swing_write: Column
+    swing_final: Column
     largest: Column
     noise: Column
     specific: Column
@@ -101,6 +109,16 @@ class Evidence:
         total = _either(self.share_write, self.share_final) + _either(self.share_final, self.share_write)
         mean: Column = total / 2
         return mean
+
+    def contents(self, thresholds: Thresholds) -> tuple[Column, Column]:
+        """How much of a broadcast there is at the write and at the final tokens, against `broadcast_share`: content's
+        share, or the swing where that is more and the share at least `least_content`."""
+        slope = thresholds.broadcast_share / thresholds.least_content
+        write, final = (
+            np.maximum(share, np.fmin(swing, slope * share))
+            for share, swing in ((self.share_write, self.swing_write), (self.share_final, self.swing_final))
+        )
+        return write, final
 
 
 def _either(first: Column, second: Column) -> Column:
@@ -124,7 +142,8 @@ def margins(evidence: Evidence, thresholds: Thresholds) -> dict[str, Column]:
     two agreements) and fails otherwise.
     """
     t = thresholds
-    share = evidence.share
+    contents = evidence.contents(t)
+    content = (_either(contents[0], contents[1]) + _either(contents[1], contents[0])) / 2
     quiet, quiet_write, quiet_final = (
         log(t.nop_strength) - _log(s) for s in (evidence.strength, evidence.strength_write, evidence.strength_final)
     )
@@ -133,12 +152,8 @@ def margins(evidence: Evidence, thresholds: Thresholds) -> dict[str, Column]:
     )
     with np.errstate(invalid="ignore"):  # both strengths may be 0
         apart = np.abs(_log(evidence.strength_write) - _log(evidence.strength_final)) - log(t.strength_conflict)
-    low_write, low_final = (
-        t.broadcast_share - t.share_conflict - s for s in (evidence.share_write, evidence.share_final)
-    )
-    high_write, high_final = (
-        s - t.broadcast_share - t.share_conflict for s in (evidence.share_write, evidence.share_final)
-    )
+    low_write, low_final = (t.broadcast_share - t.share_conflict - c for c in contents)
+    high_write, high_final = (c - t.broadcast_share - t.share_conflict for c in contents)
     works = _log(evidence.largest) - _log(np.fmax(t.inert_noise * evidence.noise, t.inert_effect))
     return {
         "works": _known(works, -np.inf),
@@ -146,8 +161,8 @@ def margins(evidence: Evidence, thresholds: Thresholds) -> dict[str, Column]:
         "silent": _known(quiet, -np.inf),
         "writes": _known(loud, -np.inf),
         "strengths agree": _known(-np.minimum(_both(quiet_write, loud_final, loud_write, quiet_final), apart), np.inf),
-        "content": _known(share - t.broadcast_share, -np.inf),
-        "constant": _known(t.broadcast_share - share, -np.inf),
+        "content": _known(content - t.broadcast_share, -np.inf),
+        "constant": _known(t.broadcast_share - content, -np.inf),
         "shares agree": _known(-_both(low_write, high_final, high_write, low_final), np.inf),
         "below control": _known(log(t.control_ratio) - _log(evidence.specific), np.inf),
         "common": _known(evidence.common - t.common, np.inf),

@@ -58,6 +58,9 @@ class Case:
 
     @property
     def program(self) -> Program:
+        return _program(self.name)
+
+    def new_program(self) -> Program:
         return Program(_built(self.name), self.last, self.norm, self.replaced, self.sequence_first, self.classes)
 
     @property
@@ -309,6 +312,11 @@ CASES = {
         Case("memory", lambda: randomised(Memory()), lambda batch: _tokens(batch, 21), "blocks.1", "norm", way=2),
     )
 }
+
+
+@cache
+def _program(name: str) -> Program:
+    return CASES[name].new_program()
 
 
 @cache

@@ -30,8 +30,13 @@ def plain(name: str) -> list[Seen]:
     return CASES[name].plain()
 
 
+@cache
+def chosen_rows(name: str) -> pd.DataFrame:
+    return chosen(plain(name), CASES[name].layers, HEADS, CASES[name].valid)
+
+
 def rows(case: Case) -> pd.DataFrame:
-    return chosen(plain(case.name), case.layers, HEADS, case.valid)
+    return chosen_rows(case.name)
 
 
 def records(frame: pd.DataFrame) -> list[Any]:

@@ -89,7 +89,7 @@
     }
     const scale = scaleOf(cells, measure);
     const control = cells[DATA.effects.edits.indexOf("control")];
-    const axis = make("div", { class: "ticks", "aria-hidden": "true" });
+    const axis = make("div", { class: scale.ticks.length > 3 ? "ticks many" : "ticks", "aria-hidden": "true" });
     for (const tick of scale.ticks) {
       const label = make("span", {}, written(tick, measure, measure.percent ? "%" : "", true));
       label.style.left = `${2 + 96 * scale.at(tick)}%`;
