@@ -1,4 +1,4 @@
-"""Which heads of which models the yardstick plants: balanced over mechanisms, masses and sinks, drawn by a fixed seed."""
+"""Which heads of which models the yardstick plants: balanced over mechanisms, masses, sinks; by a fixed seed."""
 
 from __future__ import annotations
 

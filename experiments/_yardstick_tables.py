@@ -47,8 +47,8 @@ def _counts(rows: pd.DataFrame) -> list[str]:
     table = rows.groupby(["model", "mechanism", "part"])["faithful"].agg(["size", "sum"]).unstack(fill_value=0)
     table = table.swaplevel(axis=1).sort_index(axis=1)
     lines = [
-        f"{len(rows)} planted heads, {int(rows['faithful'].sum())} of them faithful: what was asked was reached, as measured "
-        "on held-out inputs from weights and hidden states. The others are not scored.",
+        f"{len(rows)} planted heads, {int(rows['faithful'].sum())} of them faithful: what was asked was reached, as "
+        "measured on held-out inputs from weights and hidden states. The others are not scored.",
         "",
         "| model | mechanism | faithful of planted, fit | score |",
         "| --- | --- | --- | --- |",

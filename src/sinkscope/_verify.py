@@ -33,7 +33,7 @@ _LEAST = {"inputs": MIN_VERDICT_INPUTS, "donors": 1, "batch_size": 4, "seed": 0}
 class VerifyOptions:
     """What the verdicts of a diagnosis depend on, beside its model and inputs.
 
-    - `heads`: `auto` for those of kind `sink`, `all`, or a list such as `0.2,3.11` (layer.head).
+    - `heads`: `auto` for those with a sink, `all`, or a list such as `0.2,3.11` (layer.head).
     - `inputs`: most inputs per head: the first on which its sink has mass >= 0.3.
     - `donors`: draws of the edits `donor` and `ordinary` per input.
     - `freeze_all`: later layers keep their attention too, so that only what flows through values counts.

@@ -9,6 +9,7 @@ import pandas as pd
 
 from sinkscope._errors import CaptureError, OptionError
 from sinkscope.artifact import SINK_MASS, Artifact
+from sinkscope.explain import has_sink
 
 Head = tuple[int, int]
 _HEAD = re.compile(r"^(\d+)\.(\d+)$")
@@ -22,7 +23,7 @@ def chosen_heads(text: str, heads: pd.DataFrame, artifact: Artifact) -> list[Hea
     names a layer that the diagnosis could not measure.
     """
     if text in ("auto", "all"):
-        rows = heads if text == "all" else heads[heads["kind"] == "sink"]
+        rows = heads if text == "all" else heads[has_sink(heads)]
         return sorted((int(layer), int(head)) for layer, head in zip(rows["layer"], rows["head"], strict=True))
     named = [_HEAD.match(part.strip()) for part in text.split(",")]
     if not all(named):
@@ -65,14 +66,14 @@ def _ranges(numbers: Sequence[int]) -> str:
 
 def chosen_rows(artifact: Artifact, heads: Sequence[Head], inputs: int) -> pd.DataFrame:
     """The rows to edit, in the order of the inputs: of each head the first `inputs` on which it has a sink, that is
-    mass >= SINK_MASS; of a head that is no sink head the first on which there is a candidate at all, whatever its mass.
+    mass >= SINK_MASS; of a head without a sink the first on which there is a candidate at all, whatever its mass.
 
     **Returns:** `input, layer, head, sink, mass`.
     """
-    table = artifact.heads[["layer", "head", "kind"]]
+    table = artifact.heads[["layer", "head"]].assign(has_sink=has_sink(artifact.heads))
     wanted = table[pd.MultiIndex.from_frame(table[["layer", "head"]]).isin(list(heads))]
     events = artifact.events(["input", "layer", "head", "sink", "mass"])
     rows = events.reset_index().merge(wanted, on=["layer", "head"]).sort_values("index")
-    rows = rows[rows["sink"].notna() & ((rows["mass"] >= SINK_MASS) | (rows["kind"] != "sink"))]
+    rows = rows[rows["sink"].notna() & ((rows["mass"] >= SINK_MASS) | ~rows["has_sink"])]
     first = rows.groupby(["layer", "head"]).head(inputs)
     return first[["input", "layer", "head", "sink", "mass"]].reset_index(drop=True)

@@ -111,7 +111,7 @@ def simulate(
         moved, (here, donor) = entry.pop("_moved"), entry.pop("_place")
         entry["donor_cosine"] = _cosine(moved, zeroed[here] - zeroed[donor]) if entry["edit"] == "donor" else np.nan
     truth = _truth(writes)
-    table = pd.DataFrame([{"layer": 0, "head": head, "kind": "sink", **truth}])
+    table = pd.DataFrame([{"layer": 0, "head": head, "kind": "sink", "sink_rate": 1.0, **truth}])
     return pd.DataFrame(rows), table, truth
 
 

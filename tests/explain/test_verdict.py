@@ -37,7 +37,14 @@ def _many() -> tuple[pd.DataFrame, pd.DataFrame]:
     sinks = [constant(rng, 0.1), content(1), constant(rng, 1), mixture(rng, 0.5, 0.5), content(0.38)]
     made = [simulate(sink, World(n_inputs=17), 3, head=place) for place, sink in enumerate(sinks)]
     unedited = pd.DataFrame(
-        {"layer": 0, "head": [5, 6, 7], "kind": ["uniform", "dead", "sink"], "constant": np.nan, "content": np.nan}
+        {
+            "layer": 0,
+            "head": [5, 6, 7],
+            "kind": ["uniform", "dead", "sink"],
+            "sink_rate": [0.0, 0.0, 1.0],
+            "constant": np.nan,
+            "content": np.nan,
+        }
     )
     return pd.concat([edits for edits, _, _ in made]), pd.concat([*(row for _, row, _ in made), unedited])
 
@@ -280,3 +287,12 @@ def test_confidence_is_about_how_often_the_word_is_right() -> None:
 def test_options_that_cannot_be_used(options: dict[str, Any], message: str) -> None:
     with pytest.raises(SinkError, match=message):
         JudgeOptions(**options)
+
+
+def test_a_dead_head_with_a_sink_is_inert() -> None:
+    edits, heads, _ = simulate(constant(_rng(), 1), World(n_inputs=16), 3)
+    small = edits.assign(final=edits["final"] * 1e-6, final_norm=edits["final_norm"] * 1e-6)
+    dead = judge(small, heads.assign(kind="dead", sink_rate=0.9), QUICK).heads.iloc[0]
+    assert (dead["verdict"], dead["confidence"]) == ("inert", 1.0)
+    assert dead["reason"].startswith("Mass without function: the head is dead")
+    assert judge(small, heads.assign(kind="dead", sink_rate=0.05), QUICK).heads.iloc[0]["verdict"] == "no sink"

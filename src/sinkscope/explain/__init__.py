@@ -12,6 +12,7 @@ from ._kinds import (
     DIAGONAL as DIAGONAL,
     SINK_RATE as SINK_RATE,
     UNIFORM_ENTROPY_SHARE as UNIFORM_ENTROPY_SHARE,
+    has_sink as has_sink,
 )
 from ._prescription import Advice as Advice, Prescription as Prescription, prescribe as prescribe
 from ._registry import (

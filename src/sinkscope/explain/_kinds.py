@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float, Int
 
 from ._intervals import median_interval
@@ -32,6 +33,12 @@ def kinds(
     uniform = entropy_share.astype(np.float32) >= np.float32(UNIFORM_ENTROPY_SHARE)
     tests = [dead, sink_rate >= SINK_RATE, uniform, diagonal.astype(np.float32) >= np.float32(DIAGONAL)]
     return np.select(tests, ["dead", "sink", "uniform", "diagonal"], "none")
+
+
+def has_sink(heads: pd.DataFrame) -> pd.Series:
+    """Which rows of the table of heads have a sink to judge: sink heads, and dead heads with a sink as often."""
+    dead = heads["kind"].eq("dead") & heads["sink_rate"].ge(SINK_RATE)
+    return heads["kind"].eq("sink") | dead
 
 
 def dead_heads(

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from .._errors import OptionError
+from ._kinds import has_sink
 from ._treatments import TREATMENTS
 
 MINOR = 0.1
@@ -117,7 +118,7 @@ def prescribe(manifest: Mapping[str, Any], heads: pd.DataFrame, verdicts: pd.Dat
     **Raises:** `OptionError` where `heads` has no verdict columns.
     """
     _require_verdicts(heads)
-    model, n_sinks = manifest["model"], int((heads["kind"] == "sink").sum())
+    model, n_sinks = manifest["model"], int(has_sink(heads).sum())
     groups = treatment_groups(heads, model["modality"])
     advice = tuple(_advice(name, group, verdicts, model["modality"], n_sinks) for name, group in groups.items())
     return Prescription(model["reference"], advice or (_nothing(heads),), _undecided(heads, verdicts))
@@ -207,7 +208,7 @@ def _evidence(group: pd.DataFrame, verdicts: pd.DataFrame) -> tuple[str, ...]:
 
 
 def _nothing(heads: pd.DataFrame) -> Advice:
-    sinks = heads[heads["kind"] == "sink"]
+    sinks = heads[has_sink(heads)]
     if sinks.empty:
         text = "There is no sink head."
     else:
@@ -222,7 +223,7 @@ def _undecided(heads: pd.DataFrame, verdicts: pd.DataFrame) -> tuple[str, ...]:
     if len(open_heads):
         text = f"{_count(len(open_heads))} {_verb(len(open_heads))} undecided, {_names(open_heads)}."
         found.append(" ".join([text, *_what_decides(open_heads)]))
-    unseen = heads[(heads["kind"] == "sink") & heads["verdict"].isna()]
+    unseen = heads[has_sink(heads) & heads["verdict"].isna()]
     if len(unseen):
         found.append(
             f"{_count(len(unseen), 'sink head')} {_verb(len(unseen), 'was', 'were')} not edited, {_names(unseen)}."

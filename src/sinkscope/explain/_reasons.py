@@ -20,6 +20,12 @@ def no_sink(kind: str) -> str:
     return f"No sink head: {_NO_SINK[kind]}."
 
 
+def dead(evidence: Evidence) -> str:
+    """Why a dead head with a sink is inert."""
+    largest = _percent(float(evidence.largest[0]))
+    return f"Mass without function: the head is dead, and no edit changes the final tokens by more than {largest}."
+
+
 def too_few(n: int, least: int) -> str:
     """Why a head with fewer inputs than `least` is undecided."""
     return f"Too few inputs: its sink has mass 0.3 or more on {n} of those edited; {least} would allow a verdict."

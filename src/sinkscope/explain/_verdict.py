@@ -15,8 +15,9 @@ from .._errors import OptionError
 from ..artifact import SHARES
 from ._effects import HeadEffects, effect_table, head_effects
 from ._evidence import Signature, gather, shares, signatures
+from ._kinds import has_sink
 from ._power import inputs_needed
-from ._reasons import decided, leans, no_sink, too_few, undecided
+from ._reasons import dead, decided, leans, no_sink, too_few, undecided
 from ._resamples import intervals, resample_weights
 from ._words import CONDITIONS, WORDS, Column, Evidence, Thresholds, margins, tail_probability, word_codes
 
@@ -96,17 +97,19 @@ def judge(edits: pd.DataFrame, heads: pd.DataFrame, options: JudgeOptions | None
     **Arguments:**
 
     - `edits`: rows as `read_edits` gives them.
-    - `heads`: the table of heads; `kind`, `constant` and `content` are used.
+    - `heads`: the table of heads; `kind`, `sink_rate`, `constant` and `content` are used.
     - `options`: see `JudgeOptions`.
 
     **Returns:** `heads`: per row of `heads`, `layer, head, verdict, confidence, n_verified, p_value, q_value,
     split_half, n_needed`, the shares and `specific` and the effects on the final tokens with `_low` and `_high`, and
-    `reason`. The verdict is `no sink` for heads of a kind other than `sink`, null for sink heads that were not edited.
+    `reason`. The verdict is `no sink` for heads without one, null for heads with one that were not edited, and `inert` for
+    dead heads that were: they write next to nothing, whatever they attend to.
     `effects`: see `effect_table`.
     """
     options = options or JudgeOptions()
     places = list(zip(heads["layer"].tolist(), heads["head"].tolist(), strict=True))
     kinds = dict(zip(places, heads["kind"].tolist(), strict=True))
+    sinks = dict(zip(places, has_sink(heads).tolist(), strict=True))
     known = signatures(heads)
     judged = {
         (head.layer, head.head): _judge_head(head, known[head.layer, head.head], options)
@@ -127,8 +130,10 @@ def judge(edits: pd.DataFrame, heads: pd.DataFrame, options: JudgeOptions | None
         row: dict[str, object] = {"layer": place[0], "head": place[1]}
         if result is not None:
             row |= {**result.numbers, "n_verified": result.n}
-        if kind != "sink":
+        if not sinks[place]:
             row |= {"verdict": "no sink", "reason": no_sink(kind)}
+        elif kind == "dead" and result is not None:
+            row |= {"verdict": "inert", "confidence": 1.0, "reason": dead(result.evidence)}
         elif result is not None:
             row |= _verdict(result, q_value.get(place), within, options)
         rows.append(row)
