@@ -17,8 +17,8 @@ from sinkscope.explain._words import CONDITIONS, Evidence, margins, tail_probabi
 def _evidence(**values: float) -> Evidence:
     """A clear broadcast but for what is given."""
     clear = {
-        "strength_write": 1.0, "strength_final": 0.9, "share_write": 0.9, "share_final": 0.8, "swing_write": 1.0, "swing_final": 1.0,
-        "largest": 0.05,
+        "strength_write": 1.0, "strength_final": 0.9, "share_write": 0.9, "share_final": 0.8,
+        "swing_write": 1.0, "swing_final": 1.0, "largest": 0.05,
         "noise": 1e-7, "specific": 1.5, "common": 0.9, "donor_cosine": 0.9,
     }  # fmt: skip
     return Evidence(**{name: np.array([value]) for name, value in (clear | values).items()})

@@ -102,8 +102,8 @@ def judge(edits: pd.DataFrame, heads: pd.DataFrame, options: JudgeOptions | None
 
     **Returns:** `heads`: per row of `heads`, `layer, head, verdict, confidence, n_verified, p_value, q_value,
     split_half, n_needed`, the shares and `specific` and the effects on the final tokens with `_low` and `_high`, and
-    `reason`. The verdict is `no sink` for heads without one, null for heads with one that were not edited, and `inert` for
-    dead heads that were: they write next to nothing, whatever they attend to.
+    `reason`. The verdict is `no sink` for heads without one, null for heads with one that were not edited, and `inert`
+    for dead heads that were: they write next to nothing, whatever they attend to.
     `effects`: see `effect_table`.
     """
     options = options or JudgeOptions()
