@@ -43,9 +43,9 @@ class Subject:
 
 
 SUBJECTS = {
-    "dinov2": Subject("zoo:dinov2-small-saliency", "images", 12, 6, ("cls",), "patch", 16, 0, ("cls",), 7),
-    "minilm": Subject("zoo:minilm-l6", "text.txt", 6, 12, ("cls", "sep"), "word", 16, 0, ("sep",), 2),
-    "smollm2": Subject("zoo:smollm2-135m", "text.txt", 30, 9, ("first",), "word", 5, 3),
+    "dinov2": Subject("zoo:dinov2-small-saliency", "images", 12, 6, ("cls",), "patch", 10, 0, ("cls",), 7),
+    "minilm": Subject("zoo:minilm-l6", "text.txt", 6, 12, ("cls", "sep"), "word", 20, 0, ("sep",), 2),
+    "smollm2": Subject("zoo:smollm2-135m", "text.txt", 30, 9, ("first",), "word", 4, 3),
 }
 
 

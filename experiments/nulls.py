@@ -30,7 +30,6 @@ from yardstick import inputs_of
 import sinkscope
 from sinkscope.artifact import open_artifact, write_text
 from sinkscope.explain import wilson
-from sinkscope.models import Model
 
 OUT = Path(__file__).parent / "results" / "nulls"
 KINDS = ("random", "permuted", "shuffled", "as it is")

@@ -6,8 +6,8 @@
 
 FOLDER of --data holds `images/` and `text.txt`. `run` plants one head in every even layer of a copy (part `fit`, on
 which thresholds may be fitted) or in every odd one (part `score`, which is only scored), saves the copy as a
-checkpoint, diagnoses it from its folder on 24 inputs that planting did not see (pictures of 224 pixels, texts of 64 tokens),
-verifies the planted sink heads, and removes the checkpoint. Heads of one copy lie in different layers and are planted
+checkpoint, diagnoses it from its folder on 24 inputs that planting did not see (pictures of 224 pixels, texts of 64
+tokens), verifies the planted sink heads, and removes the checkpoint. Heads of one copy lie in different layers and are planted
 from the first layer to the last, each truth measured in that very copy: no later layer changes what an earlier one
 reads. Copies that are done are not done again; `--process K/N` takes every N-th copy. `tables` judges the stored edits
 with the thresholds of today, and writes experiments/results/yardstick: `heads.csv`, one row per planted head, and

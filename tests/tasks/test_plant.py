@@ -219,7 +219,7 @@ def test_a_head_that_misses_is_not_called_faithful() -> None:
         {"mass": truth.mass - 0.11},
         {"at_sink": 0.89},
         {"sink_inputs": 0.4},
-        {"shares": (0.84, 0.16, 0.0)},
+        {"shares": (0.91, 0.09, 0.0)},
         {"mechanism": "inert", "function": 0.0011},
         {"mechanism": "uniform"},
         {"mechanism": "diagonal"},

@@ -128,7 +128,7 @@ class Calls(list[AttentionCall]):
             return
 
         def split(x: Tensor) -> Tensor:
-            return torch.unflatten(x.detach(), 0, (-1, heads))  # a view of any tensor: `out` must share the model's memory
+            return torch.unflatten(x.detach(), 0, (-1, heads))  # always a view: `out` must share the model's memory
 
         keys = weights.shape[2]
         shown = logits.detach().reshape(-1, heads, *logits.shape[-2:])[..., :keys] > HIDDEN_BIAS

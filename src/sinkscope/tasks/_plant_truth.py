@@ -23,7 +23,8 @@ SINK_MASS = 0.3
 """Shares are those of the inputs whose sink has this mass."""
 
 MASS_TOLERANCE = 0.1
-SHARE_TOLERANCE = 0.15
+SHARE_TOLERANCE = 0.2
+NOP_ENERGY = 0.08
 FUNCTION = 1e-3
 """An inert head is one without which the last hidden states change by less than this share of their size."""
 
@@ -75,7 +76,8 @@ class Truth:
     @property
     def faithful(self) -> bool:
         """Whether the head is what was asked: mass within 0.1 of it (for queries that all park), the sink of the role
-        asked for in 90% of inputs, every share within 0.15, with 8 sink inputs or more; an inert head changes the last
+        asked for in 90% of inputs, every share within 0.2, with 8 sink inputs or more, the sink of a nop with at most 0.08 of an
+        ordinary energy; an inert head changes the last
         hidden states by less than 0.001; uniform: 99% of the largest entropy; diagonal: mass within 0.1 on itself;
         dead: an energy below 1e-4 of the layer's.
         """
@@ -94,6 +96,8 @@ class Truth:
             return self.function is not None and self.function < FUNCTION
         if self.shares is None or self.shares_asked is None:
             return False
+        if self.mechanism == "nop":
+            return sum(self.shares[1:]) <= NOP_ENERGY
         off = (abs(got - asked) for got, asked in zip(self.shares, self.shares_asked, strict=True))
         return max(off) <= SHARE_TOLERANCE
 

@@ -75,11 +75,11 @@ def handing(
     With x~ = (x, 1), C_s and C_o the second moments of x~ at sinks and at other tokens, G = w C_s (w C_s + C_o)^-1 is
     the linear map that gives back sinks and takes other tokens to 0 (a Wiener filter). The new values are
 
-        alpha W_V (1 - G) x~ + kappa W_V (G - mu a^T) x~ + gamma c a^T x~
+        alpha W_V (1 - G) x~ + kappa (W_V G - m a^T) x~ + gamma c a^T x~
 
-    with mu the mean sink, a^T x~ about 1 at sinks, c the value of a random ordinary token less the mean: what ordinary
-    tokens had, this input's content, and a constant. alpha, kappa and gamma give the energies asked for on inputs that
-    G was not fitted on (4 folds); w is the first of a few that comes near enough, else the one that comes nearest.
+    with a^T x~ about 1 at sinks, m what makes the mean of the second part over sinks 0, c the value of a random ordinary
+    token less the mean: what ordinary tokens had, this input's content, and a constant. m, alpha, kappa and gamma are
+    chosen for the energies asked for on inputs that G and a were not fitted on (4 folds); w is the first of a few that comes near enough, else the one that comes nearest.
 
     **Arguments:**
 
@@ -91,20 +91,21 @@ def handing(
     constant = _random_constant(value, sample, weights.gram, energy)
     folds = torch.arange(len(states.x)) % _FOLDS
     root = _root(weights.gram)
-    best: tuple[float, float, np.ndarray] | None = None
+    best: tuple[float, float, Tensor, np.ndarray] | None = None
     for weight in _WEIGHTS:
-        forms = []
-        for fold in range(_FOLDS):
-            maps = _maps(value, sample, constant, weight, folds != fold)
-            forms.append(_forms(maps, sample, root, folds == fold))
+        fitted = [_filters(sample, weight, folds != fold) for fold in range(_FOLDS)]
+        mean = _mean(value, fitted, sample, folds)
+        forms = [
+            _forms(_maps(value, *fitted[fold], mean, constant), sample, root, folds == fold) for fold in range(_FOLDS)
+        ]
         scales, error = _solved(np.mean(forms, axis=0) / energy, shares)
         if best is None or error < best[0] - 0.01:
-            best = error, weight, scales
+            best = error, weight, mean, scales
         if best[0] < _GOOD:
             break
     assert best is not None
-    error, weight, scales = best
-    whole = _maps(value, sample, constant, weight, torch.ones(len(folds), dtype=torch.bool))
+    error, weight, mean, scales = best
+    whole = _maps(value, *_filters(sample, weight, folds >= 0), mean, constant)
     new = torch.einsum("a,ahw->hw", torch.from_numpy(scales), torch.stack(whole))
     if weights.bv is None:
         return replace(weights, wv=new), error
@@ -133,13 +134,10 @@ def _sample(x: Float[Tensor, "inputs tokens width"], states: States, mark: Mark,
     return _Sample(x[every, mark.sink], x[every[:, None], like], x[every[:, None], ordinary])
 
 
-def _maps(
-    value: Float[Tensor, "head_dim width"],
-    sample: _Sample,
-    constant: Float[Tensor, " head_dim"],
-    weight: float,
-    fit: Bool[Tensor, " inputs"],
-) -> tuple[Tensor, Tensor, Tensor]:
+def _filters(
+    sample: _Sample, weight: float, fit: Bool[Tensor, " inputs"]
+) -> tuple[Float[Tensor, "width width"], Float[Tensor, " width"]]:
+    """G and a."""
     sinks, like, ordinary = sample.sinks[fit], sample.like[fit].flatten(0, 1), sample.ordinary[fit].flatten(0, 1)
     mean = sinks.mean(0)
     at_sink, elsewhere = like.T @ like / len(like), ordinary.T @ ordinary / len(ordinary)
@@ -147,8 +145,26 @@ def _maps(
     moments += _RIDGE * elsewhere.diagonal().mean() * torch.eye(len(moments), dtype=moments.dtype)
     back = torch.linalg.solve(moments, weight * at_sink).T
     mark = torch.linalg.solve(moments, weight * mean)
-    mark = mark / (mark @ mean)
-    return value - value @ back, value @ (back - mean[:, None] * mark), constant[:, None] * mark
+    return back, mark / (mark @ mean)
+
+
+def _mean(
+    value: Tensor, fitted: Sequence[tuple[Tensor, Tensor]], sample: _Sample, folds: Tensor
+) -> Float[Tensor, " head_dim"]:
+    """m: the mean of W_V G x~ over sinks that G was not fitted on, by that of a^T x~."""
+    handed = torch.stack([value @ fitted[int(fold)][0] @ x for x, fold in zip(sample.sinks, folds, strict=True)])
+    marked = torch.stack([fitted[int(fold)][1] @ x for x, fold in zip(sample.sinks, folds, strict=True)])
+    return handed.mean(0) / marked.mean()
+
+
+def _maps(
+    value: Float[Tensor, "head_dim width"],
+    back: Float[Tensor, "width width"],
+    mark: Float[Tensor, " width"],
+    mean: Float[Tensor, " head_dim"],
+    constant: Float[Tensor, " head_dim"],
+) -> tuple[Tensor, Tensor, Tensor]:
+    return value - value @ back, value @ back - mean[:, None] * mark, constant[:, None] * mark
 
 
 def _forms(

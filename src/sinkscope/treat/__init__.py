@@ -1,0 +1,92 @@
+"""Small, reversible edits of pretrained models: gates, learned sinks, biases, norms and other attention forms.
+
+```python
+import sinkscope
+from sinkscope.treat import Gate
+
+treated = sinkscope.treat(model, [Gate("headwise")])
+optimiser = torch.optim.Adam(sinkscope.treat.added(treated).values())
+sinkscope.treat.undo(treated)
+```
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+from sinkscope.treat._anatomy import Anatomy, Site, anatomy_of, supported
+from sinkscope.treat._biases import AttentionBias, KeyBias
+from sinkscope.treat._body import Body
+from sinkscope.treat._container import ORDER, Container, Part
+from sinkscope.treat._family import FAMILIES, Family
+from sinkscope.treat._files import load, save
+from sinkscope.treat._form import ClippedSoftmax, Form, OffByOne
+from sinkscope.treat._gate import Gate
+from sinkscope.treat._global_pathway import GlobalPathway, branch_outputs
+from sinkscope.treat._head_norm import HeadNorm
+from sinkscope.treat._learned_sink import LearnedSink
+from sinkscope.treat._probe import Probe
+from sinkscope.treat._registry import TREATMENTS
+from sinkscope.treat._treat import Treatable, added, treat, treatments_of, undo
+from sinkscope.treat._treatment import AttentionTreatment, Treatment
+
+__all__ = [
+    "FAMILIES",
+    "ORDER",
+    "TREATMENTS",
+    "Anatomy",
+    "AttentionBias",
+    "AttentionTreatment",
+    "Body",
+    "ClippedSoftmax",
+    "Container",
+    "Family",
+    "Form",
+    "Gate",
+    "GlobalPathway",
+    "HeadNorm",
+    "KeyBias",
+    "LearnedSink",
+    "OffByOne",
+    "Part",
+    "Probe",
+    "Room",
+    "Site",
+    "Treatment",
+    "added",
+    "anatomy_of",
+    "branch_outputs",
+    "load",
+    "save",
+    "supported",
+    "treat",
+    "treatments_of",
+    "undo",
+]
+
+
+class Room(ModuleType):
+    """Lets `sinkscope.treat` be both this room and the function users call; types for what users call through it."""
+
+    added = staticmethod(added)
+    load = staticmethod(load)
+    save = staticmethod(save)
+    treatments_of = staticmethod(treatments_of)
+    undo = staticmethod(undo)
+
+    def __call__(
+        self,
+        model: Treatable,
+        treatments: Treatment | Sequence[Treatment],
+        *,
+        inplace: bool = False,
+        probe: Probe | None = None,
+        seed: int = 0,
+    ) -> Treatable:
+        """As the function `treat`."""
+        return treat(model, treatments, inplace=inplace, probe=probe, seed=seed)
+
+
+sys.modules[__name__].__class__ = Room

@@ -1,0 +1,28 @@
+"""Every treatment by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from sinkscope.treat._biases import AttentionBias, KeyBias
+from sinkscope.treat._form import ClippedSoftmax, Form, OffByOne
+from sinkscope.treat._gate import Gate
+from sinkscope.treat._global_pathway import GlobalPathway
+from sinkscope.treat._head_norm import HeadNorm
+from sinkscope.treat._learned_sink import LearnedSink
+from sinkscope.treat._treatment import Treatment
+
+_ALL: tuple[type[Treatment], ...] = (
+    Gate,
+    LearnedSink,
+    AttentionBias,
+    KeyBias,
+    OffByOne,
+    HeadNorm,
+    ClippedSoftmax,
+    Form,
+    GlobalPathway,
+)
+
+TREATMENTS: Mapping[str, type[Treatment]] = {treatment.name: treatment for treatment in _ALL}
+"""Classes by the names under which treatments are saved."""
