@@ -27,6 +27,7 @@ class Subject:
     - `fixed`: sinks at a fixed place, for what needs no content; from layer `fixed_from` on.
     - `feature`: the sink that can hand out content in every layer.
     - `content`: fixed sinks whose content a linear map can tell, from layer `content_from` on.
+    - `inert`: has LayerNorms, so that a head can be inert; an RMSNorm takes nothing off.
     - `copies`: how many copies per part.
     """
 
@@ -40,12 +41,13 @@ class Subject:
     fixed_from: int = 0
     content: tuple[str, ...] = ()
     content_from: int = 0
+    inert: bool = True
 
 
 SUBJECTS = {
     "dinov2": Subject("zoo:dinov2-small-saliency", "images", 12, 6, ("cls",), "patch", 10, 0, ("cls",), 7),
     "minilm": Subject("zoo:minilm-l6", "text.txt", 6, 12, ("cls", "sep"), "word", 20, 0, ("sep",), 2),
-    "smollm2": Subject("zoo:smollm2-135m", "text.txt", 30, 9, ("first",), "word", 4, 3),
+    "smollm2": Subject("zoo:smollm2-135m", "text.txt", 30, 9, ("first",), "word", 4, 3, inert=False),
 }
 
 
@@ -73,6 +75,8 @@ def _plan(subject: Subject, layer: int, mechanism: str, mass: float, random: np.
     mixture = MIXTURES[int(random.integers(len(MIXTURES)))]
     if mechanism in ("uniform", "diagonal", "dead"):
         return Plan(layer, head, mechanism, mass=max(mass, 0.5), seed=seed)
+    if mechanism == "inert" and not subject.inert:
+        mechanism = "nop"
     if fixed is None and mechanism in ("nop", "bias", "inert", "adaptive"):
         mechanism = "broadcast"  # the first token cannot be told from others yet, and words cannot be silenced
     if mechanism == "adaptive":

@@ -31,7 +31,7 @@ from sinkscope.models import Batch, Model, make_inputs
 ROOT = Path(__file__).parent / "results" / "real"
 MODELS = {
     "dinov2": ("zoo:dinov2-small-saliency", "images", {"size": 224}),
-    "smollm2": ("zoo:smollm2-135m", "text", {"length": 128}),
+    "smollm2": ("zoo:smollm2-135m", "text", {"length": 64}),
     "minilm": ("zoo:minilm-l6", "text", {"length": 128}),
 }
 DRAWS = 5

@@ -7,10 +7,10 @@
 FOLDER of --data holds `images/` and `text.txt`. `run` plants one head in every even layer of a copy (part `fit`, on
 which thresholds may be fitted) or in every odd one (part `score`, which is only scored), saves the copy as a
 checkpoint, diagnoses it from its folder on 24 inputs that planting did not see (pictures of 224 pixels, texts of 64
-tokens), verifies the planted sink heads, and removes the checkpoint. Heads of one copy lie in different layers and are planted
-from the first layer to the last, each truth measured in that very copy: no later layer changes what an earlier one
-reads. Copies that are done are not done again; `--process K/N` takes every N-th copy. `tables` judges the stored edits
-with the thresholds of today, and writes experiments/results/yardstick: `heads.csv`, one row per planted head, and
+tokens), verifies the planted sink heads, and removes the checkpoint. Heads of one copy lie in different layers and are
+planted from the first layer to the last, each truth measured in that very copy: no later layer changes what an earlier
+one reads. Copies that are done are not done again; `--process K/N` takes every N-th copy. `tables` judges the stored
+edits with the thresholds of today, and writes experiments/results/yardstick: `heads.csv`, one row per planted head, and
 `yardstick.md`.
 """
 
@@ -86,7 +86,7 @@ def inputs_of(model: Model, path: Path) -> Tensor:
 
 def one_copy(model: Model, tensor: Tensor, plans: list[Plan], out: Path) -> None:
     """Plant, save, diagnose and verify, unless that is done."""
-    if (out / "verdicts.parquet").is_file():
+    if (out / TRUTH).is_file():
         return
     shutil.rmtree(out, ignore_errors=True)
     planted, dropped = planted_or_dropped(model, plans, tensor)
@@ -98,9 +98,9 @@ def one_copy(model: Model, tensor: Tensor, plans: list[Plan], out: Path) -> None
         there = set(zip(sinks["layer"], sinks["head"], strict=True))
         chosen = [f"{t.layer}.{t.head}" for t in planted.truths if (t.layer, t.head) in there]
         truth = json.loads((folder / "planted.json").read_text(encoding="utf-8"))
-        (out / TRUTH).write_text(json.dumps({"planted": truth, "dropped": dropped}, indent=1), encoding="utf-8")
         if chosen:
             diagnosis.verify(",".join(chosen), data=held_out)
+    (out / TRUTH).write_text(json.dumps({"planted": truth, "dropped": dropped}, indent=1), encoding="utf-8")
     print(out, f"{len(truth)} planted, {sum(row['faithful'] for row in truth)} faithful", flush=True)  # noqa: T201
 
 

@@ -232,6 +232,9 @@ def show(
     typer.echo(diagnosis.summary())
     typer.echo()
     typer.echo(head_lines(diagnosis.heads, heads))
+    if diagnosis.verified:
+        typer.echo()
+        typer.echo(diagnosis.prescription())
 
 
 @app.command()

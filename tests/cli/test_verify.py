@@ -71,7 +71,9 @@ def test_it_prints_the_verdicts_and_where_the_report_is(cli: Cli, out: Path) -> 
         assert name == f"{head[0]}.{head[1]}"
         assert rest.startswith(str(verdicts.loc[head, "verdict"])) and rest.endswith(str(verdicts.loc[head, "reason"]))
     assert last == f"report: {out / 'report.html'}"
-    assert "confidence" in cli("show", out).out
+    shown = cli("show", out).out
+    assert "confidence" in shown
+    assert "Verdicts say what the sinks do on these inputs" in shown  # how the prescription ends
     assert [line.partition(" ")[0] for line in ended.err.splitlines()] == ["part"]
     assert ended.err.splitlines()[-1].startswith("part 6 of 6")
 

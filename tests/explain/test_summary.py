@@ -185,8 +185,8 @@ def test_verdicts_and_what_they_call_for_follow() -> None:
     )
     manifest = {**MANIFEST, "model": {"reference": "zoo:tiny", "modality": "vision"}}
     assert summarise(manifest, heads)[2:] == [
-        "Of 5 sink heads whose write could be measured, 5 mostly stay silent; these are signatures, not causes; causal "
-        "edits come next.",
+        "Of 5 sink heads whose write could be measured, 5 mostly stay silent; these are signatures, not causes; what "
+        "edits show comes next.",
         "Causal edits of 4 sink heads say: 2 park their attention to stay silent (nop), 1 hands out what is in the "
         "input (broadcast) and 1 is undecided; the median confidence of these verdicts is 97%; 1 sink head was not "
         "edited.",

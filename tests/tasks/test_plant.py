@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
-from sinkscope import load
-from sinkscope._errors import CaptureError, InputError, OptionError
-from sinkscope.models import Model
+from sinkscope import diagnose, load
+from sinkscope._errors import CaptureError, InputError, MissingExtraError, ModelReferenceError, OptionError
+from sinkscope.models import Model, make_inputs
 from sinkscope.tasks import Plan, Planted, plant, plant_all
 from tests.tasks._plantable import FAMILIES, plantable, some_inputs
 
@@ -203,6 +203,28 @@ def test_a_copy_is_an_ordinary_checkpoint(tmp_path: Path) -> None:
     assert row["mass"] == made.truth.mass
 
 
+@pytest.mark.zoo
+@pytest.mark.parametrize(("mechanism", "kind"), [("bias", "sink"), ("uniform", "uniform")])
+def test_a_real_checkpoint_from_plant_to_diagnosis(mechanism: str, kind: str, tmp_path: Path) -> None:
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        model = load("zoo:minilm-l6")
+    except (ModelReferenceError, MissingExtraError) as error:
+        pytest.skip(str(error))
+    ids = torch.randint(1999, 29000, (40, 29), generator=torch.Generator().manual_seed(0))
+    ids[:, 0], ids[:, -1] = 101, 102  # [CLS], [SEP]
+    made = plant(model, 3, 7, mechanism, inputs=make_inputs(model, ids), sink="sep", mass=0.7)
+    assert made.faithful
+    heads = diagnose(str(made.save(tmp_path / "planted")), ids[25:], tmp_path / "diagnosis").heads
+    (found,) = heads.query("layer == 3 and head == 7").to_dict("records")
+    assert found["kind"] == kind
+    if made.truth.shares is not None:
+        assert found["role"] == "sep"
+        assert tuple(found[name] for name in ("silent", "constant", "content")) == pytest.approx(
+            made.truth.shares, abs=1e-3
+        )
+
+
 def test_the_change_of_the_output_is_stated() -> None:
     model = plantable("dinov2")
     made = plant(model, LAYER, HEAD, "nop", inputs=some_inputs(model))
@@ -216,7 +238,7 @@ def test_a_head_that_misses_is_not_called_faithful() -> None:
     truth = planted("dinov2", "nop").truth
     assert truth.faithful
     for change in (
-        {"mass": truth.mass - 0.11},
+        {"mass": truth.mass - 0.2},
         {"at_sink": 0.89},
         {"sink_inputs": 0.4},
         {"shares": (0.91, 0.09, 0.0)},
@@ -226,6 +248,14 @@ def test_a_head_that_misses_is_not_called_faithful() -> None:
         {"mechanism": "dead"},
     ):
         assert not replace(truth, **change).faithful
+    asked = replace(truth, mechanism="mixture", shares_asked=(0.5, 0.25, 0.25))
+    for shares, holds in (
+        ((0.3, 0.35, 0.35), True),
+        ((0.0, 0.51, 0.51), False),
+        ((0.8, 0.1, 0.1), False),
+        ((0.5, 0.11, 0.39), False),
+    ):
+        assert replace(asked, shares=shares).faithful is holds
 
 
 @pytest.mark.parametrize(

@@ -166,7 +166,7 @@ def _writes(heads: pd.DataFrame, sinks: pd.DataFrame) -> str:
     counts = np.bincount(largest, minlength=len(says)).tolist()
     told = [f"{count:,} {_verb(count, *verbs)}" for count, verbs in zip(counts, says, strict=True) if count]
     next_step = (
-        "; causal edits come next"
+        "; what edits show comes next"
         if "verdict" in heads
         else ", so next: confirm by causal edits before choosing gates (for silence) or registers (for content)"
     )

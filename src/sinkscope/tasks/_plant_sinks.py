@@ -27,6 +27,8 @@ _STEPS = 30
 _QUERIES = 64
 _TEMPERS = (1.0, 0.5, 0.25, 0.1, 0.0)
 _AT_SINK = 0.97
+_STRONGEST = 300.0
+_SHORT = 0.1
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,8 @@ def parked_at(
     weights: HeadWeights, states: States, mark: Mark, mass: float, share: float
 ) -> tuple[HeadWeights, float] | None:
     """Weights with which queries look at the marked token with that mean mass, and the share of inputs in which it is
-    the key with the largest mass; None where no strength does it.
+    the key with the largest mass; None where no strength
+    does it, or comes within 0.1 below.
 
     One dimension of queries and keys is given up: the key has the mark there, the query a constant (or, for a `share`
     of the queries below 1, a linear function of x that is positive for that share). Which one: the dimension that
@@ -210,8 +213,8 @@ def parked_at(
             at_sink = reached(strength)[every, :, mark.sink]
             return float(((at_sink * parking).sum(1) / parking.sum(1).clamp(min=1)).mean())
 
-        low, high = -64.0, 1024.0
-        if not mean_mass(low) <= mass <= mean_mass(high):
+        low, high = -_STRONGEST, _STRONGEST
+        if not mean_mass(low) <= mass <= mean_mass(high) + _SHORT:
             continue
         for _ in range(_STEPS):
             middle = (low + high) / 2

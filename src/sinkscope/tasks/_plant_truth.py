@@ -22,8 +22,9 @@ SHARES = {"nop": (1.0, 0.0, 0.0), "bias": (0.0, 1.0, 0.0), "broadcast": (0.0, 0.
 SINK_MASS = 0.3
 """Shares are those of the inputs whose sink has this mass."""
 
-MASS_TOLERANCE = 0.1
+MASS_TOLERANCE = 0.15
 SHARE_TOLERANCE = 0.2
+ENERGY_FACTOR = 2.0
 NOP_ENERGY = 0.08
 FUNCTION = 1e-3
 """An inert head is one without which the last hidden states change by less than this share of their size."""
@@ -75,11 +76,11 @@ class Truth:
 
     @property
     def faithful(self) -> bool:
-        """Whether the head is what was asked: mass within 0.1 of it (for queries that all park), the sink of the role
-        asked for in 90% of inputs, every share within 0.2, with 8 sink inputs or more, the sink of a nop with at most 0.08 of an
-        ordinary energy; an inert head changes the last
-        hidden states by less than 0.001; uniform: 99% of the largest entropy; diagonal: mass within 0.1 on itself;
-        dead: an energy below 1e-4 of the layer's.
+        """Whether the head is what was asked: mass within 0.15 of it (where all queries park), a sink of the role asked
+        for in 90% of inputs, 8 sink inputs or more. The energy of a sink that writes (constant + content) is within a
+        factor 2 of what was asked, and content's share of it within 0.2; a nop's is at most 0.08. An inert head changes
+        the last hidden states by less than 0.001. Uniform: 99% of the largest entropy; diagonal: mass within 0.15 on
+        itself; dead: an energy below 1e-4 of the layer's.
         """
         if self.mechanism == "uniform":
             return self.entropy_share >= UNIFORM_ENTROPY
@@ -96,10 +97,12 @@ class Truth:
             return self.function is not None and self.function < FUNCTION
         if self.shares is None or self.shares_asked is None:
             return False
+        energy, asked = sum(self.shares[1:]), sum(self.shares_asked[1:])
         if self.mechanism == "nop":
-            return sum(self.shares[1:]) <= NOP_ENERGY
-        off = (abs(got - asked) for got, asked in zip(self.shares, self.shares_asked, strict=True))
-        return max(off) <= SHARE_TOLERANCE
+            return energy <= NOP_ENERGY
+        if not asked / ENERGY_FACTOR <= energy <= asked * ENERGY_FACTOR:
+            return False
+        return abs(self.shares[2] / energy - self.shares_asked[2] / asked) <= SHARE_TOLERANCE
 
 
 def checked_shares(mechanism: str, shares: tuple[float, float, float] | None) -> tuple[float, float, float] | None:

@@ -77,9 +77,10 @@ def handing(
 
         alpha W_V (1 - G) x~ + kappa (W_V G - m a^T) x~ + gamma c a^T x~
 
-    with a^T x~ about 1 at sinks, m what makes the mean of the second part over sinks 0, c the value of a random ordinary
-    token less the mean: what ordinary tokens had, this input's content, and a constant. m, alpha, kappa and gamma are
-    chosen for the energies asked for on inputs that G and a were not fitted on (4 folds); w is the first of a few that comes near enough, else the one that comes nearest.
+    with a^T x~ about 1 at sinks, m what makes the mean of the second part over sinks 0, and c the value of a random
+    ordinary token less the mean: what ordinary tokens had, this input's content, and a constant. m, alpha, kappa and
+    gamma are chosen for the energies asked for on inputs that G and a were not fitted on (4 folds); w is the first of a
+    few that comes near enough, else the one that comes nearest.
 
     **Arguments:**
 
