@@ -56,15 +56,11 @@ def copies(name: str, part: str) -> Iterator[tuple[int, list[Plan]]]:
     subject = SUBJECTS[name]
     random = np.random.default_rng([list(SUBJECTS).index(name), PARTS[part]])
     layers = range(PARTS[part], subject.layers, 2)
-    offset = 0
+    slots = subject.copies * len(layers)
+    mechanisms = iter(random.permutation(np.resize(MECHANISMS, slots)).tolist())
+    masses = iter(random.permutation(np.resize(MASSES, slots)).tolist())
     for number in range(subject.copies):
-        plans = []
-        for place, layer in enumerate(layers):
-            mechanism = MECHANISMS[(offset + place) % len(MECHANISMS)]
-            mass = MASSES[(offset + place + number) % len(MASSES)]
-            plans.append(_plan(subject, layer, mechanism, mass, random))
-        offset += len(layers) + 1
-        yield number, plans
+        yield number, [_plan(subject, layer, next(mechanisms), next(masses), random) for layer in layers]
 
 
 def _plan(subject: Subject, layer: int, mechanism: str, mass: float, random: np.random.Generator) -> Plan:

@@ -1,10 +1,10 @@
-"""Does `sinkscope diagnose` name the mechanism that a task plants? The confusion table over tasks and seeds.
+"""Do `sinkscope diagnose` and `verify` name the mechanism that a task plants? The confusion table over tasks and seeds.
 
     python experiments/confusion.py FOLDER ... [--limit 256] [--out experiments/results/confusion]
 
 Each FOLDER is what `sinkscope toy` has written, with any number of runs. Every run that has not diverged is diagnosed
 on held-out inputs of its task, and each head gets the name of a mechanism from its row of `heads.parquet` alone; the
-rule stands at `mechanism`. Beside them stand networks whose weights are written down so that they solve their task
+rule stands at `mechanism`. Then it is verified: the verdict of causal edits stands beside that name. Beside them stand networks whose weights are written down so that they solve their task
 (tests/tasks/_constructions.py). Written: `heads.csv`, one row per run and head; `runs.csv`, one row per run;
 `confusion.md`. Takes a second or two per run, on one thread.
 """
@@ -32,6 +32,7 @@ ROOT = Path(__file__).parents[1]
 OUT = ROOT / "experiments" / "results" / "confusion"
 
 SINK_RATE = 1 / 3
+EDITED_INPUTS = 32
 ENERGY = 1 / 4
 
 HEAD_COLUMNS = (
@@ -67,6 +68,13 @@ def mechanism(head: Mapping[str, Any]) -> str:
     return "bias" if head["constant"] >= ENERGY else "nop"
 
 
+def by_verdict(head: Mapping[str, Any]) -> str:
+    """The verdict of a head that is a sink head as in `mechanism`, else `none`."""
+    if head["sink_rate"] < SINK_RATE or head["verdict"] == "no sink" or pd.isna(head["verdict"]):
+        return "none"
+    return str(head["verdict"])
+
+
 def fesser(head: Mapping[str, Any]) -> str:
     """The class of most of the head's events under the rule fesser; `no event` without any."""
     counts = {name: head[name] for name in ("nop", "broadcast", "other") if not pd.isna(head[name])}
@@ -100,7 +108,8 @@ def trained(folders: Sequence[Path], limit: int) -> Iterator[Case]:
         for record, setting in zip(records, run_labels(records), strict=True):
             front = _front(folder.resolve().name, setting, record.options.task, record.options.network)
             front |= {"seed": record.options.seed, "solved": record.result.solved}
-            yield Case(front, sinkscope.diagnose(f"toy:{record.folder}", limit=limit, batch_size=64).heads)
+            diagnosis = sinkscope.diagnose(f"toy:{record.folder}", limit=limit, batch_size=64)
+            yield Case(front, _verified(diagnosis).heads)
 
 
 def constructed(limit: int) -> Iterator[Case]:
@@ -121,7 +130,12 @@ def constructed(limit: int) -> Iterator[Case]:
     for task, network in networks:
         inputs = next(task.stream(1, limit, split="evaluation")).inputs.double()
         front = _front("constructed", task.name, task, network.options) | {"seed": None, "solved": True}
-        yield Case(front, sinkscope.diagnose(network, inputs, batch_size=64).heads)
+        diagnosis = sinkscope.diagnose(network, inputs, batch_size=64)
+        yield Case(front, _verified(diagnosis, model=network, data=inputs).heads)
+
+
+def _verified(diagnosis: sinkscope.Diagnosis, **given: Any) -> sinkscope.Diagnosis:
+    return diagnosis.verify(inputs=EDITED_INPUTS, **given)
 
 
 def _front(source: str, setting: str, task: Task, network: NetworkOptions) -> dict[str, Any]:
@@ -142,42 +156,46 @@ def tables(cases: Iterable[Case]) -> tuple[pd.DataFrame, pd.DataFrame]:
     for case in cases:
         rows: list[dict[str, Any]] = case.heads.to_dict("records")  # type: ignore[assignment]
         names, classes = [mechanism(row) for row in rows], [fesser(row) for row in rows]
-        found = case.heads[list(HEAD_COLUMNS)].assign(mechanism=names, fesser=classes)
+        verdicts = [by_verdict(row) for row in rows]
+        found = case.heads[list(HEAD_COLUMNS)].assign(mechanism=names, fesser=classes, verdict=verdicts)
         front = pd.DataFrame([case.front] * len(found), index=found.index, columns=list(case.front))
         parts.append(front.join(found))
-        runs.append({**case.front, "named": named(names)})
+        runs.append({**case.front, "named": named(names), "verdict": named(verdicts)})
     return pd.concat(parts, ignore_index=True), pd.DataFrame(runs).astype({"seed": "Int64"})
 
 
 def page(heads: pd.DataFrame, runs: pd.DataFrame) -> str:
     """The tables in Markdown."""
     judged = runs[runs["solved"] & (runs["form"] == "softmax")]
-    right = int((judged["named"] == judged["planted"]).sum())
+    right, causal = (int((judged[name] == judged["planted"]).sum()) for name in ("named", "verdict"))
     sections = [
         "# Named and planted mechanisms",
-        f"{right} of {len(judged)} softmax networks that solve their task are called what the task plants. Made by "
-        "`experiments/confusion.py`; its rule for names is there, at `mechanism`.",
-        "## Softmax, solved",
-        _counted(judged, ["from", "task", "planted"]),
-        "## Every setting",
-        _counted(runs, ["from", "setting", "planted", "solved"]),
+        f"Of {len(judged)} softmax networks that solve their task, {right} are called what the task plants by the "
+        f"signatures of their heads, {causal} by the verdicts of causal edits. Made by `experiments/confusion.py`; its "
+        "rule for names is there, at `mechanism`.",
+        "## Softmax, solved: by verdict",
+        _counted(judged, ["from", "task", "planted"], "verdict"),
+        "## Softmax, solved: by signature",
+        _counted(judged, ["from", "task", "planted"], "named"),
+        "## Every setting, by verdict",
+        _counted(runs, ["from", "setting", "planted", "solved"], "verdict"),
         "## Heads of solved networks, by layer",
         _by_layer(heads[heads["solved"]]),
     ]
     return "\n\n".join(sections) + "\n"
 
 
-def _counted(runs: pd.DataFrame, by: list[str]) -> str:
+def _counted(runs: pd.DataFrame, by: list[str], name: str) -> str:
     """How many networks got which name; what is planted first, other names in the order of the alphabet."""
-    counts = runs.groupby([*by, "named"], sort=False).size().unstack(fill_value=0)
-    first = [name for name in ("nop", "broadcast", "bias", "mixed", "none") if name in counts.columns]
+    counts = runs.groupby([*by, name], sort=False).size().unstack(fill_value=0)
+    first = [word for word in ("nop", "broadcast", "bias", "mixed", "none") if word in counts.columns]
     counts = counts[[*first, *sorted(set(counts.columns) - set(first))]]
-    return _markdown(counts.rename(columns=lambda name: f"named {name}").reset_index())
+    return _markdown(counts.rename(columns=lambda word: f"named {word}").reset_index())
 
 
 def _by_layer(heads: pd.DataFrame) -> str:
     medians = ["sink_rate", "mass_median", "update_ratio_median", "stable_rank_median", "silent", "constant", "content"]
-    groups = heads.groupby(["from", "setting", "layer", "mechanism", "fesser"], sort=False)
+    groups = heads.groupby(["from", "setting", "layer", "verdict", "mechanism", "fesser"], sort=False)
     table = pd.concat([groups.size().rename("number"), groups[medians].median()], axis=1)
     return _markdown(table.rename(columns=lambda name: name.removesuffix("_median")).reset_index())
 

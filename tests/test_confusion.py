@@ -53,6 +53,19 @@ def test_the_naming_rule(row: dict[str, Any], name: str, confusion: ModuleType) 
 
 
 @pytest.mark.parametrize(
+    ("row", "name"),
+    [
+        ({"sink_rate": 0.34, "verdict": "bias"}, "bias"),
+        ({"sink_rate": 0.33, "verdict": "bias"}, "none"),
+        ({"sink_rate": 1.0, "verdict": "no sink"}, "none"),
+        ({"sink_rate": 1.0, "verdict": None}, "none"),
+    ],
+)
+def test_the_name_by_verdict(row: dict[str, Any], name: str, confusion: ModuleType) -> None:
+    assert confusion.by_verdict(row) == name
+
+
+@pytest.mark.parametrize(
     ("counts", "name"), [((5, 2, 1), "nop"), ((0, 2, 3), "other"), ((0, 0, 0), "no event"), ((None,) * 3, "no event")]
 )
 def test_fessers_class_is_that_of_most_events(counts: Any, name: str, confusion: ModuleType) -> None:
@@ -83,6 +96,7 @@ def test_written_down_networks_are_called_what_they_are(confusion: ModuleType) -
         # The tag's energy is a multiple of nothing, since other tokens write exact zeros: no share of it is known.
         "catch-tag-release": "undecided",
     }
+    assert runs["verdict"].tolist() == ["nop", "broadcast", "mixed", "nop", "bias"]
     assert heads.loc[heads["task"] == "broadcast", "mechanism"].tolist() == ["broadcast", "none"]
     assert heads.loc[heads["task"] == "mixed", "mechanism"].tolist() == ["nop", "broadcast"]
 
@@ -98,7 +112,7 @@ def test_the_tables_are_written(
     confusion.main()
     text = (tmp_path / "confusion.md").read_text()
     assert capsys.readouterr().out == text + "\n"
-    assert "| sweep | trigger, softmax | nop | False | 0 | 0 | 0 | 2 | 0 |" in text.splitlines()
+    assert "| sweep | trigger, softmax | nop | False | 0 | 0 | 0 | 0 | 2 |" in text.splitlines()
     runs = pd.read_csv(tmp_path / "runs.csv")
     assert runs["from"].tolist() == ["constructed"] * 5 + ["sweep"] * 2
     assert runs["named"].tolist()[-2:] == ["none"] * 2
