@@ -4,9 +4,10 @@
 
 Each FOLDER is what `sinkscope toy` has written, with any number of runs. Every run that has not diverged is diagnosed
 on held-out inputs of its task, and each head gets the name of a mechanism from its row of `heads.parquet` alone; the
-rule stands at `mechanism`. Then it is verified: the verdict of causal edits stands beside that name. Beside them stand networks whose weights are written down so that they solve their task
-(tests/tasks/_constructions.py). Written: `heads.csv`, one row per run and head; `runs.csv`, one row per run;
-`confusion.md`. Takes a second or two per run, on one thread.
+rule stands at `mechanism`. Then it is verified: the verdict of causal edits stands beside that name. Beside them stand
+networks whose weights are written down so that they solve their task (tests/tasks/_constructions.py). Written:
+`heads.csv`, one row per run and head; `runs.csv`, one row per run; `confusion.md`. Takes a few seconds per run, on one
+thread.
 """
 
 from __future__ import annotations

@@ -133,10 +133,12 @@ def shares(evidence: Evidence) -> dict[str, Column]:
     both levels taken together as in `Evidence.strength` and `Evidence.share`. Over resamples the sink varies; the
     ordinary energy, a mean over all other tokens, is taken as known."""
     energy, share = evidence.strength**2, evidence.share
-    content = np.where(energy == 0, 0.0, energy * share)
+    with np.errstate(invalid="ignore"):  # where ordinary tokens write exact zeros, energy is infinite
+        content = np.where(energy == 0, 0.0, energy * share)
+        constant = energy - content
     return {
         "silent": np.maximum(0, 1 - energy),
-        "constant": energy - content,
+        "constant": constant,
         "content": content,
         "content_share": share,
     }

@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 CONTAINER = "sinkscope"
 """Name of the container in an attention module, and of the attention function that looks for it."""
 
-ORDER = ("registers", "prefix", "values", "removal", "form", "norm", "gate", "pathway")
+ORDER = ("registers", "prefix", "values", "removal", "form", "heads", "norm", "gate", "pathway")
 """Slots of an attention, in the order in which they act: what changes the sequence, the values, which of them can be
-seen, the softmax or what replaces it, the norm of the head outputs, their gate, and what is added beside them."""
+seen, the softmax or what replaces it, which heads are left, the norm of the head outputs, their gate, and what is added
+beside them."""
 
 
 class Part(nn.Module):
@@ -44,6 +45,13 @@ class Part(nn.Module):
     def core(self, call: Attend, x: Float[Tensor, "batch queries residual"]) -> tuple[Form, Parameters] | None:
         """The form that takes the place of the softmax, with its parameters; None to leave it."""
         return None
+
+    def around(self, form: Form, parameters: Parameters, call: Attend, ahead: int) -> tuple[Form, Parameters]:
+        """A form that edits what the attention's form does, with its parameters; by default the form as it is.
+
+        `ahead` is the number of keys in front of those of the tokens.
+        """
+        return form, parameters
 
     def finish(self, x: Float[Tensor, "batch queries residual"]) -> Finish | None:
         """What is done to the head outputs; None for nothing."""
@@ -104,6 +112,8 @@ class Container(nn.Module):
             finish = part.finish(x)
             if finish is not None:
                 finishes.append(finish)
+        for part in self.parts.values():
+            form, parameters = part.around(form, parameters, call, call.k.shape[2] - k.shape[2])
         form, parameters = finished(form, parameters, finishes)
         return _run(form, call, parameters, need_weights)
 
