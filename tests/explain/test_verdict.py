@@ -296,3 +296,12 @@ def test_a_dead_head_with_a_sink_is_inert() -> None:
     assert (dead["verdict"], dead["confidence"]) == ("inert", 1.0)
     assert dead["reason"].startswith("Mass without function: the head is dead")
     assert judge(small, heads.assign(kind="dead", sink_rate=0.05), QUICK).heads.iloc[0]["verdict"] == "no sink"
+
+
+@pytest.mark.parametrize("n_inputs", [1, 2, 7])
+def test_too_few_inputs_are_said(n_inputs: int) -> None:
+    edits, heads, _ = simulate(constant(_rng(), 1), World(n_inputs=11), 3)
+    few = edits[edits["input"].isin(sorted(set(edits["input"]))[:n_inputs])]
+    row = judge(few, heads, QUICK).heads.iloc[0]
+    assert (row["verdict"], row["n_verified"], row["n_needed"]) == ("undecided", n_inputs, 8)
+    assert row["reason"].startswith("Too few inputs")

@@ -179,7 +179,7 @@ def _judge_head(head: HeadEffects, signature: Signature, options: JudgeOptions) 
     resampled = slice(1, 1 + options.resamples)
     confidence = float(np.mean(codes[resampled] == codes[0]))
     p_value = 1.0
-    if word != "undecided":
+    if word != "undecided" and n >= MIN_VERDICT_INPUTS:
         tails = [tail_probability(held[name][: 1 + options.resamples], n) for name in CONDITIONS[word]]
         p_value = max(*tails, 1 - confidence)
     halves_agree = None

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from sinkscope._errors import InputError
+from sinkscope.models._appended import Appended
 from sinkscope.models._model import Model
 from sinkscope.models._picture_items import picture_batch
 from sinkscope.models._text_items import text_batch
@@ -31,6 +32,11 @@ class Feed:
     def tokens(self) -> VisionTokens | None:
         """The token order of a vision model, None for others and where it is not known."""
         return vision_tokens(self.model.module) if self.model.modality == "vision" else None
+
+    @cached_property
+    def _appended(self) -> Appended:
+        """What a treatment of the model puts behind its tokens."""
+        return Appended(self.model.module)
 
     @cached_property
     def transform(self) -> PictureTransform:
@@ -59,14 +65,14 @@ class Feed:
 
     def texts(self, index: int, names: tuple[str, ...], rows: Sequence[Sequence[int]]) -> Batch:
         """A batch of token ids."""
-        return text_batch(self.codec, index, names, rows)
+        return self._appended(text_batch(self.codec, index, names, rows))
 
     def finished(self, batch: Batch) -> Batch:
         """Checks raw model arguments against the model and adds valid tokens, roles and missing arguments."""
         if self.model.modality == "vision":
-            return self._vision(batch)
+            return self._appended(self._vision(batch))
         if self.model.modality == "text":
-            return self._text(batch)
+            return self._appended(self._text(batch))
         return replace(batch, layouts=(None,) * len(batch.names))
 
     def _vision(self, batch: Batch) -> Batch:

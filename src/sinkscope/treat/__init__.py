@@ -15,6 +15,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from sinkscope.treat._anatomy import Anatomy, Site, anatomy_of, supported
 from sinkscope.treat._biases import AttentionBias, KeyBias
@@ -27,10 +28,20 @@ from sinkscope.treat._gate import Gate
 from sinkscope.treat._global_pathway import GlobalPathway, branch_outputs
 from sinkscope.treat._head_norm import HeadNorm
 from sinkscope.treat._learned_sink import LearnedSink
+from sinkscope.treat._neurons import RegisterNeurons, find_register_neurons
+from sinkscope.treat._prefix import PrefixKV, fill_prefix
 from sinkscope.treat._probe import Probe
+from sinkscope.treat._quantise import Quantise
+from sinkscope.treat._registers import Registers
 from sinkscope.treat._registry import TREATMENTS
+from sinkscope.treat._remove_heads import RemoveHeads
+from sinkscope.treat._remove_sinks import RemoveSinks
+from sinkscope.treat._test_time import TestTimeRegisters
 from sinkscope.treat._treat import Treatable, added, treat, treatments_of, undo
 from sinkscope.treat._treatment import AttentionTreatment, Treatment
+
+if TYPE_CHECKING:
+    from sinkscope.treat._sink_cache import SinkCache
 
 __all__ = [
     "FAMILIES",
@@ -51,13 +62,23 @@ __all__ = [
     "LearnedSink",
     "OffByOne",
     "Part",
+    "PrefixKV",
     "Probe",
+    "Quantise",
+    "RegisterNeurons",
+    "Registers",
+    "RemoveHeads",
+    "RemoveSinks",
     "Room",
+    "SinkCache",
     "Site",
+    "TestTimeRegisters",
     "Treatment",
     "added",
     "anatomy_of",
     "branch_outputs",
+    "fill_prefix",
+    "find_register_neurons",
     "load",
     "save",
     "supported",
@@ -67,10 +88,20 @@ __all__ = [
 ]
 
 
+def __getattr__(name: str) -> Any:
+    if name == "SinkCache":  # its base class is transformers', which is loaded when it is used
+        from sinkscope.treat._sink_cache import SinkCache
+
+        return SinkCache
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 class Room(ModuleType):
     """Lets `sinkscope.treat` be both this room and the function users call; types for what users call through it."""
 
     added = staticmethod(added)
+    fill_prefix = staticmethod(fill_prefix)
+    find_register_neurons = staticmethod(find_register_neurons)
     load = staticmethod(load)
     save = staticmethod(save)
     treatments_of = staticmethod(treatments_of)

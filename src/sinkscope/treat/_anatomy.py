@@ -122,9 +122,9 @@ def _site(family: Family, block_name: str, index: int, block: nn.Module) -> Site
     if problem is not None:
         raise OptionError(f"{name} {problem}", f"plain attention as in {supported()}", "build the model without it")
     head_dim = next(int(getattr(attention, key)) for key in _HEAD_DIMS if hasattr(attention, key))
-    heads = _width(parts["projection"]) // head_dim
+    heads = input_width(parts["projection"]) // head_dim
     kv_heads = heads // int(getattr(attention, "num_key_value_groups", 1))
-    shape = Shape(_width(parts["value"]), heads, kv_heads, head_dim)
+    shape = Shape(input_width(parts["value"]), heads, kv_heads, head_dim)
     return Site(index, name, family, shape, block, attention, neurons=_first(block, family.neurons, family), **parts)
 
 
@@ -143,7 +143,7 @@ def _problem(family: Family, block: nn.Module, attention: Any) -> str | None:
     return None
 
 
-def _width(projection: Any) -> int:
+def input_width(projection: Any) -> int:
     """Columns that a projection takes: of nn.Linear, or of GPT-2's Conv1D, which stores its weight transposed."""
     if hasattr(projection, "in_features"):
         return int(projection.in_features)

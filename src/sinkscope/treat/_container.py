@@ -46,11 +46,8 @@ class Part(nn.Module):
         """The form that takes the place of the softmax, with its parameters; None to leave it."""
         return None
 
-    def around(self, form: Form, parameters: Parameters, call: Attend, ahead: int) -> tuple[Form, Parameters]:
-        """A form that edits what the attention's form does, with its parameters; by default the form as it is.
-
-        `ahead` is the number of keys in front of those of the tokens.
-        """
+    def around(self, form: Form, parameters: Parameters, call: Attend) -> tuple[Form, Parameters]:
+        """A form that edits what the attention's form does, with its parameters; by default the form as it is."""
         return form, parameters
 
     def finish(self, x: Float[Tensor, "batch queries residual"]) -> Finish | None:
@@ -113,7 +110,7 @@ class Container(nn.Module):
             if finish is not None:
                 finishes.append(finish)
         for part in self.parts.values():
-            form, parameters = part.around(form, parameters, call, call.k.shape[2] - k.shape[2])
+            form, parameters = part.around(form, parameters, call)
         form, parameters = finished(form, parameters, finishes)
         return _run(form, call, parameters, need_weights)
 

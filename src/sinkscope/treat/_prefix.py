@@ -8,17 +8,20 @@ from math import log
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from sinkscope._errors import OptionError
 from sinkscope.attention import Attend, Card, Form, Parameters
 from sinkscope.attention._attend import by_group, by_head
 from sinkscope.attention._blocks import by_blocks
 from sinkscope.attention._fused import _bias, _blind, _flash, _flash_backward, has_kernel
-from sinkscope.treat._anatomy import Site
+from sinkscope.capture import capture
+from sinkscope.models import Model
+from sinkscope.treat._anatomy import Site, anatomy_of
 from sinkscope.treat._column import ColumnPart, ColumnWeight
-from sinkscope.treat._container import Part
+from sinkscope.treat._container import CONTAINER, Part
 from sinkscope.treat._registers import check_count
 from sinkscope.treat._treatment import AttentionTreatment
 
@@ -29,9 +32,10 @@ _START_STD = 0.02
 class PrefixKV(AttentionTreatment):
     """Learned keys and values that every query sees: o = softmax([scale q.K' + b, S]) [V'; V], and b a logit per head.
 
-    They belong to no token: they are in no cache, take no position and are not turned by rotary embeddings, so that a
-    query's scores on them do not depend on where it stands, and positions of tokens, caches and `generate` stay as they
-    are. Of each key-value head there are `count`. K' and V' start in a normal distribution of standard deviation 0.02,
+    They belong to no token and are in no cache: positions of tokens, masks, caches and `generate` stay as they are, and
+    no window hides them. With rotary embeddings, queries are turned and K' is not, so that it stands at position 0,
+    where a first token would; `fill_prefix` puts the keys and values of tokens there. Of each key-value head there are
+    `count`. K' and V' start in a normal distribution of standard deviation 0.02,
     and b 16 below the smallest log-normaliser of the head's rows on a probe, which is needed: the prefix has at most
     1e-7 of the attention, and outputs stay within 1e-5 until it is tuned; see `ColumnWeight` for how b learns.
 
@@ -76,7 +80,44 @@ class _Prefix(ColumnPart):
         self.column: ColumnWeight = ColumnWeight(site.shape.heads)
 
     def core(self, call: Attend, x: Float[Tensor, "batch queries residual"]) -> tuple[Form, Parameters]:
-        return self.form, {**self.learned.items(), "weight": self.column.logit() - log(self.form.count)}
+        return self.form, {**dict(self.learned.items()), "weight": self.column.logit() - log(self.form.count)}
+
+
+def fill_prefix(model: nn.Module | Model, ids: Int[Tensor, "1 count"]) -> None:
+    """Gives a prefix the keys and values of tokens, and the weight of tokens: b becomes 0.
+
+    The model, given what follows these tokens with `position_ids` that go on behind them, then returns what it returned
+    for the whole text, while the tokens, and what is massive in their hidden states, are no longer in the sequence.
+
+    **Arguments:**
+
+    - `model`: a causal model treated with `PrefixKV` in every block.
+    - `ids`: as many tokens as the prefix has places.
+
+    **Raises:** `OptionError` for another model, and for another number of tokens.
+    """
+    module = model.module if isinstance(model, Model) else model
+    anatomy = anatomy_of(module)
+    parts = [getattr(getattr(site.attention, CONTAINER, None), "form", None) for site in anatomy.sites]
+    prefixes = [part for part in parts if isinstance(part, _Prefix)]
+    if not anatomy.family.causal or len(prefixes) < len(parts):
+        raise OptionError(
+            f"{type(module).__name__} without a prefix in every block", "a causal model with one", "treat it first"
+        )
+    count = prefixes[0].form.count
+    if tuple(ids.shape) != (1, count):
+        raise OptionError(f"ids of shape {tuple(ids.shape)}", f"(1, {count}), one per place", "pass as many tokens")
+    with torch.no_grad():
+        for prefix in prefixes:
+            prefix.column.root.zero_()  # b is 28 below the unit: no prefix
+        with capture(anatomy.trunk) as calls:
+            anatomy.trunk(ids.to(anatomy.sites[0].device), use_cache=False)
+        for prefix, call in zip(prefixes, calls, strict=True):
+            assert call.form is not None
+            prefix.learned["key"].copy_(call.form.k[0])
+            prefix.learned["value"].copy_(call.form.v[0])
+            prefix.column.root.fill_(log(2) ** 0.5)
+            prefix.column.unit.fill_(log(count))
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,6 @@ from sinkscope.treat._treatment import AttentionTreatment
 if TYPE_CHECKING:
     from sinkscope.treat._body import Body
 
-_MARGIN = 3.0
 _START_STD = 0.02
 
 
@@ -35,7 +34,9 @@ def check_count(name: str, count: object) -> None:
 def require_kind(name: str, anatomy: Anatomy, kinds: tuple[str, ...], instead: str) -> None:
     """Raises `OptionError` unless the model is of one of these kinds."""
     if anatomy.family.kind not in kinds:
-        raise OptionError(f"{name} for {anatomy.family.title}, a {anatomy.family.kind}", " or ".join(kinds), instead)
+        raise OptionError(
+            f"{name} for {anatomy.family.title}, of kind {anatomy.family.kind}", " or ".join(kinds), instead
+        )
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ class Registers(AttentionTreatment):
     For models that see in both directions, whatever their prefix tokens; registers that a model has already stay, and
     these come on top. They have no position, start in a normal distribution of standard deviation 0.02, and read from
     the first pass on. Queries weigh their keys with a learned logit b per head and block: softmax([S, S_r + b]). It
-    starts 19 below the smallest gap, on a probe, between a row's log-normaliser and that of its register scores, so
-    that they have at most 5e-9 of the attention and outputs stay within 1e-5; see `ColumnWeight` for how it learns. At
+    starts 16 below the smallest gap, on a probe, between a row's log-normaliser and that of its register scores, so
+    that they have at most 1e-7 of the attention and outputs stay within 1e-5; see `ColumnWeight` for how it learns. At
     b = 0 they are registers as published. Padding is no matter: registers see what any token sees, and all see them.
 
     Hidden states between blocks, where a model is asked for them, and attention maps have the registers at their end.
@@ -118,8 +119,8 @@ class _Seen(ColumnPart):
 
 
 class RegisterWeight(ColumnWeight):
-    """The logit of register keys. Its unit is the smallest of L - L_r over rows of tokens, less a margin: L and L_r are
-    the log-normalisers over tokens and over registers."""
+    """The logit of register keys. Its unit is the smallest of L - L_r over rows of tokens; L and L_r are the
+    log-normalisers over tokens and over registers."""
 
     def __init__(self, heads: int, count: int) -> None:
         super().__init__(heads)
@@ -135,7 +136,7 @@ class RegisterWeight(ColumnWeight):
         shown = with_appended(call, self.count).visible()[:, :, :tokens, :tokens]
         scores = call.scores()[:, :, :tokens]
         norm = scores[..., :tokens].masked_fill(~shown, -torch.inf).logsumexp(-1)
-        gap = norm - scores[..., tokens:].logsumexp(-1) - _MARGIN
+        gap = norm - scores[..., tokens:].logsumexp(-1)
         smallest = gap.masked_fill(~shown.any(-1), torch.inf).amin((0, 2))
         self._smallest = smallest if self._smallest is None else torch.minimum(self._smallest, smallest)
 

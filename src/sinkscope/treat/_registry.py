@@ -10,6 +10,12 @@ from sinkscope.treat._gate import Gate
 from sinkscope.treat._global_pathway import GlobalPathway
 from sinkscope.treat._head_norm import HeadNorm
 from sinkscope.treat._learned_sink import LearnedSink
+from sinkscope.treat._prefix import PrefixKV
+from sinkscope.treat._quantise import Quantise
+from sinkscope.treat._registers import Registers
+from sinkscope.treat._remove_heads import RemoveHeads
+from sinkscope.treat._remove_sinks import RemoveSinks
+from sinkscope.treat._test_time import TestTimeRegisters
 from sinkscope.treat._treatment import Treatment
 
 _ALL: tuple[type[Treatment], ...] = (
@@ -22,6 +28,12 @@ _ALL: tuple[type[Treatment], ...] = (
     ClippedSoftmax,
     Form,
     GlobalPathway,
+    Registers,
+    PrefixKV,
+    TestTimeRegisters,
+    RemoveSinks,
+    RemoveHeads,
+    Quantise,
 )
 
 TREATMENTS: Mapping[str, type[Treatment]] = {treatment.name: treatment for treatment in _ALL}

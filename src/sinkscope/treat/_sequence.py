@@ -12,12 +12,10 @@ from torch.nn.functional import pad
 
 from sinkscope.attention import Attend
 from sinkscope.models import Role
+from sinkscope.models._appended import APPENDED
 
 if TYPE_CHECKING:
     from sinkscope.treat._body import Body
-
-APPENDED = "sinkscope_registers"
-"""Name of the module in the trunk that knows the tokens. `sinkscope.models` finds by it how long the sequence is."""
 
 
 class Appended(nn.Module):
@@ -41,7 +39,8 @@ class Appended(nn.Module):
     @property
     def roles(self) -> tuple[Role, ...]:
         """One per token that the sequence gets."""
-        return ("register",) * len(self.tokens)
+        each: tuple[Role, ...] = ("register",)
+        return each * len(self.tokens)
 
     def install(self, body: Body) -> None:
         """Puts itself into the trunk and its hooks on the first and the last block."""
@@ -63,8 +62,9 @@ class Appended(nn.Module):
         return out[:, : out.shape[1] - len(self.roles)]
 
     def _longer(self, x: Tensor) -> Tensor:
-        tokens = self.tokens[: len(self.roles)].to(x.dtype)
-        return torch.cat([x, tokens.expand(len(x), -1, -1)], 1)
+        if not self.roles:
+            return x
+        return torch.cat([x, self.tokens.to(x.dtype).expand(len(x), -1, -1)], 1)
 
 
 def with_appended(call: Attend, count: int, shown: bool = True) -> Attend:
