@@ -10,6 +10,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import FuncFormatter
 
 WORDS = ("nop", "bias", "broadcast", "inert", "undecided")
 COLOURS = {"nop": "#0072B2", "bias": "#E69F00", "broadcast": "#D55E00", "inert": "#999999", "undecided": "#000000"}
@@ -167,9 +168,12 @@ def _effect_figure(found: dict[str, pd.DataFrame], path: Path) -> None:
         for word in WORDS:
             of = table[table["verdict"] == word]
             ax.scatter(of["effect_ordinary"], of["effect_zero"], s=14, c=COLOURS[word], label=f"{word} ({len(of)})")
-        ends = [table[["effect_ordinary", "effect_zero"]].stack().quantile(q) for q in (0.01, 1)]
+        ends = (1e-3, 1)
         ax.plot(ends, ends, c="#bbbbbb", lw=0.8, zorder=0)
         ax.set(xscale="log", yscale="log", title=TITLES[name], xlabel="effect of an ordinary value at the sink")
+        ax.set(xlim=ends, ylim=ends)
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}%"))
         ax.legend(fontsize=7)
     axes[0, 0].set_ylabel("effect of zeroing the sink's value")
     _save(figure, path)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import sinkscope
 from sinkscope import attention
@@ -15,7 +15,7 @@ from sinkscope._errors import OptionError
 from sinkscope.attention import Attend, Softmax
 from sinkscope.treat import AttentionBias, Gate, HeadNorm, LearnedSink, RemoveHeads, RemoveSinks, anatomy_of
 from sinkscope.treat._removed import Removed, column_mass
-from tests.treat._models import BUILD, DECODERS, LAYERS, TEXT, example, learned, model, output
+from tests.treat._models import BUILD, DECODERS, LAYERS, example, learned, model, output
 from tests.treat.test_running import generated
 
 HOW = ("mask", "redirect", "zero")
@@ -73,10 +73,13 @@ def test_form(how: Any, causal: bool, masked: bool, per_head: bool, sink: bool) 
     call, removed = call_of(causal, masked, per_head)
     extra = torch.linspace(-1, 1, HEADS, dtype=torch.float64) if sink else None
     inner = attention.LearnedSink() if sink else Softmax()
-    parameters = {"removed": removed, "own": torch.arange(TOKENS)[None, None]} | ({"sink": extra} if sink else {})
+    parameters = {"removed": removed, "own": torch.arange(TOKENS)[None, None]}
+    if extra is not None:
+        parameters["sink"] = extra
     leaves = [x.requires_grad_() for x in (call.q, call.k, call.v)]
+    q, k, v = leaves
     form = Removed(inner, how, 3)
-    out, weights = form(*leaves, mask=call.mask, causal=causal, scale=0.7, parameters=parameters, need_weights=True)
+    out, weights = form(q, k, v, mask=call.mask, causal=causal, scale=0.7, parameters=parameters, need_weights=True)
     wanted = expected(call, removed, how, extra)
     torch.testing.assert_close(out, wanted[0], rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(weights, wanted[1], rtol=1e-9, atol=1e-9)
@@ -364,6 +367,6 @@ def test_redirect_beside_values_of_no_token() -> None:
     with pytest.raises(OptionError, match="remove-sinks: redirect around kv-bias; expected mask or zero"):
         sinkscope.treat(model("bert"), [RemoveSinks("redirect"), AttentionBias()], probe=x)
     for how in ("mask", "zero"):
-        treated = sinkscope.treat(model("bert"), [RemoveSinks(how), AttentionBias()], probe=x)  # type: ignore[arg-type]
-        alone = sinkscope.treat(model("bert"), RemoveSinks(how))  # type: ignore[arg-type]
+        treated = sinkscope.treat(model("bert"), [RemoveSinks(how), AttentionBias()], probe=x)
+        alone = sinkscope.treat(model("bert"), RemoveSinks(how))
         torch.testing.assert_close(output(treated, x), output(alone, x), rtol=1e-3, atol=1e-4)

@@ -73,7 +73,7 @@ def reference(made: Any, ids: Tensor, window: int, sinks: int) -> Tensor:
 
 def stepped(made: Any, ids: Tensor, cache: Any, sizes: list[int] | None = None) -> Tensor:
     """Logits, with the tokens fed in parts, one by one by default."""
-    parts = ids.split(sizes or [1] * ids.shape[1], 1)
+    parts = torch.split(ids, sizes or [1] * ids.shape[1], 1)
     return torch.cat([made(part, past_key_values=cache).logits for part in parts], 1)
 
 
@@ -82,7 +82,7 @@ def stepped(made: Any, ids: Tensor, cache: Any, sizes: list[int] | None = None) 
 @torch.no_grad()
 def test_beyond_the_window(family: str, sinks: int) -> None:
     made, ids = decoder(family), text()
-    cache = SinkCache(made, WINDOW, sinks)
+    cache: Any = SinkCache(made, WINDOW, sinks)
     logits = stepped(made, ids, cache)
     torch.testing.assert_close(logits, reference(made, ids, WINDOW, sinks), rtol=1e-4, atol=1e-5)
     own = made(ids, use_cache=False).logits  # without sinks that of a model with such a window is the same thing
@@ -111,7 +111,7 @@ def test_inside_the_window_it_is_full_attention(family: str, sizes: list[int] | 
 def test_several_tokens_at_once() -> None:
     """Room is made first: a part of 5 tokens sees the 3 first, the 3 last of those before, and itself."""
     made, ids = decoder("llama"), text(length=16)
-    cache = SinkCache(made, WINDOW, SINKS)
+    cache: Any = SinkCache(made, WINDOW, SINKS)
     stepped(made, ids[:, :11], cache)
     together = made(ids[:, 11:], past_key_values=cache).logits
     cache = SinkCache(made, WINDOW, SINKS)
@@ -128,7 +128,8 @@ def test_scaled_rotary_embeddings(rope: dict[str, Any]) -> None:
     """One layer, whose keys depend on their token alone: the window as an input of its own is a reference."""
     config = transformers.LlamaConfig(**{**TEXT, **GROUPED, "num_hidden_layers": 1}, rope_parameters=rope)
     torch.manual_seed(0)
-    made: Any = transformers.LlamaForCausalLM(config).eval().double()
+    made: Any = transformers.LlamaForCausalLM(config)
+    made.eval().double()
     for parameter in made.parameters():
         parameter.add_(torch.randn_like(parameter), alpha=0.2)
     ids = text()
@@ -141,7 +142,7 @@ def test_scaled_rotary_embeddings(rope: dict[str, Any]) -> None:
 @pytest.mark.parametrize("prompt", [5, LENGTH])
 def test_generate(prompt: int) -> None:
     made, ids = model("llama"), text(length=prompt)
-    cache = SinkCache(made, WINDOW, SINKS)
+    cache: Any = SinkCache(made, WINDOW, SINKS)
     options = {"max_new_tokens": 40, "min_new_tokens": 40, "do_sample": False, "prefill_chunk_size": 1}
     out = made.generate(ids, past_key_values=cache, **options)
     with torch.no_grad():
@@ -153,7 +154,7 @@ def test_generate(prompt: int) -> None:
 def test_generation_goes_on_and_starts_again() -> None:
     made, ids = model("llama"), text(1, 7)
     options: dict[str, Any] = {"min_new_tokens": 30, "max_new_tokens": 30, "do_sample": False}
-    cache = SinkCache(made, WINDOW, SINKS)
+    cache: Any = SinkCache(made, WINDOW, SINKS)
     first = made.generate(ids, past_key_values=cache, **options)
     again = made.generate(first, attention_mask=torch.ones_like(first), past_key_values=cache, **options)
     whole = made.generate(ids, past_key_values=SinkCache(made, WINDOW, SINKS), **{**options, "min_new_tokens": 60,
@@ -168,9 +169,9 @@ def test_generation_goes_on_and_starts_again() -> None:
 @torch.no_grad()
 def test_memory_is_constant() -> None:
     made, ids = model("llama"), text(1, 200)
-    cache = SinkCache(made, WINDOW, SINKS)
+    cache: Any = SinkCache(made, WINDOW, SINKS)
     sizes = []
-    for part in ids.split(1, 1):
+    for part in torch.split(ids, 1, 1):
         made(part, past_key_values=cache)
         sizes.append(cache.nbytes)
         assert 0 <= cache.layers[1].base < 2 * WINDOW
@@ -200,7 +201,7 @@ def test_the_model_is_left_as_it_was() -> None:
     made, ids = model("llama"), text(1)
     before = output(made, ids)
     hooks = len(made.model._forward_pre_hooks)
-    cache = SinkCache(sinkscope.load(made), WINDOW, SINKS)
+    cache: Any = SinkCache(sinkscope.load(made), WINDOW, SINKS)
     assert torch.equal(output(made, ids), before)  # other caches, or none, are used as ever
     made(ids[:, :5], past_key_values=cache)
     del cache
@@ -225,7 +226,7 @@ def test_models_without_movable_keys(family: str, message: str) -> None:
 def test_rotary_embeddings_that_depend_on_length() -> None:
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
     made = transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**TEXT, **GROUPED}, rope_parameters=rope))
-    with pytest.raises(OptionError, match="of type dynamic, whose frequencies depend .*; next: use the model's own"):
+    with pytest.raises(OptionError, match=r"of type dynamic, whose frequencies depend .*; next: use the model's own"):
         SinkCache(made, WINDOW)
 
 
@@ -237,8 +238,8 @@ def test_sizes_that_do_not_fit(window: int, sinks: int) -> None:
 
 def test_uses_that_cannot_be_right() -> None:
     made, ids = model("llama"), example("llama")
-    cache = SinkCache(made, 8, 3)
-    with pytest.raises(OptionError, match="11 tokens at once for a cache with room for 8; .* prefill_chunk_size=5"):
+    cache: Any = SinkCache(made, 8, 3)
+    with pytest.raises(OptionError, match=r"11 tokens at once for a cache with room for 8; .* prefill_chunk_size=5"):
         made(ids, past_key_values=cache)
     made(ids[:, :4], past_key_values=cache)
     with pytest.raises(OptionError, match="6 tokens at once for a cache with room for 5"):
@@ -248,7 +249,7 @@ def test_uses_that_cannot_be_right() -> None:
     with pytest.raises(OptionError, match="padding, or a mask of its own, with a SinkCache"):
         made(ids[:, 4:5], past_key_values=cache, attention_mask=mask)
     for other in (model("llama", 1), model("gpt2")):
-        with pytest.raises(OptionError, match="a SinkCache in another model; .* make one for this model"):
+        with pytest.raises(OptionError, match=r"a SinkCache in another model; .* make one for this model"):
             other(ids[:, 4:5], past_key_values=cache)
     twin = model("llama", 1)
     kept = SinkCache(twin, 8, 3)

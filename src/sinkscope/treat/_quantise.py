@@ -70,7 +70,7 @@ class Quantise(Treatment):
                         "undo other treatments, or load the model without quantisation",
                     )
                 body.add(module, _OPTIONS, _Rounding(self))
-                body.set(module, "__class__", quantised(kind))
+                body.set(module, "__class__", _quantised(kind))
 
 
 class _Rounding(nn.Module):
@@ -95,11 +95,12 @@ class _Rounding(nn.Module):
         largest = exact.abs().amax() if shared is None else exact.abs().amax(shared, keepdim=True)
         scale = (largest / self.levels).clamp(min=torch.finfo(exact.dtype).tiny)
         rounded = ((exact / scale).round() * scale).to(x.dtype)
-        return x + (rounded - x.detach()) if x.requires_grad else rounded
+        through: Tensor = x + (rounded - x.detach()) if x.requires_grad else rounded
+        return through
 
 
 @cache
-def quantised(kind: type[nn.Module]) -> type[nn.Module]:
+def _quantised(kind: Any) -> type[nn.Module]:
     """A class of layers that round what they multiply; weights and names stay where they were."""
     forward = _linear if kind is nn.Linear else _conv1d
     return type(f"Quantised{kind.__name__}", (kind,), {"forward": forward, "__module__": __name__})
@@ -108,11 +109,11 @@ def quantised(kind: type[nn.Module]) -> type[nn.Module]:
 def __getattr__(name: str) -> Any:
     """Where pickle looks for the classes."""
     if name == "QuantisedLinear":
-        return quantised(nn.Linear)
+        return _quantised(nn.Linear)
     if name == "QuantisedConv1D":
         from transformers.pytorch_utils import Conv1D
 
-        return quantised(Conv1D)
+        return _quantised(Conv1D)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

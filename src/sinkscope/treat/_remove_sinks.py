@@ -28,8 +28,8 @@ _WHICH = ("first", "cls", "register", "sep", "mass")
 
 @dataclass(frozen=True)
 class RemoveSinks(AttentionTreatment):
-    """Takes from queries what they read from sinks. Every query keeps what it reads from its own key: a first token that
-    sees nothing else is not changed.
+    """Takes from queries what they read from sinks. Every query keeps what it reads from its own key: a first token
+    that sees nothing else is not changed.
 
     - `how`: `mask`, the sink's score is minus infinity, and its weight is shared out among the other keys; for softmax
       this is what `sinkscope verify` calls redirect. `zero`, the sink keeps its weight and has a value of zero.
@@ -41,8 +41,8 @@ class RemoveSinks(AttentionTreatment):
     - `count`: of keys for `mass`.
     - `tokens`: ids for `sep`; those of the model's configuration by default.
     - `heads`: pairs of layer and head, all by default.
-    - `random`: as many other keys of the same input instead, drawn from all that are no padding: the control. For `mass`
-      others in every head and layer, else the same for the whole model, as the sinks are.
+    - `random`: as many other keys of the same input instead, drawn from all that are no padding: the control. For
+      `mass` others in every head and layer, else the same for the whole model, as the sinks are.
     - `seed`: of that draw, which does not depend on how inputs are batched.
 
     **Raises:** `OptionError` for other values; roles that the model does not have; at use for an input without these

@@ -183,7 +183,7 @@ def column_mass(
     keys = call.k.shape[2]
     sums = torch.zeros(batch, heads, keys, dtype=call.dtype, device=call.q.device)
     step = max(1, _BLOCK // (batch * heads * keys))
-    for part in torch.arange(count, device=call.q.device).split(step):
+    for part in torch.split(torch.arange(count, device=call.q.device), step):
         weights = form._rows_of(whole, part.expand(batch, -1))
         sums += (weights * queries[:, None, part, None]).sum(2)
     return sums

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import Cache, DynamicLayer  # type: ignore[attr-defined]
+from transformers import Cache, DynamicLayer
 
 from sinkscope._errors import OptionError
 from sinkscope.models import Model
@@ -29,8 +29,8 @@ class SinkCache(Cache):
     model.generate(ids, past_key_values=cache, max_new_tokens=10_000)
     ```
 
-    A query sees `window` keys at most, its own included, and finds them where they stand in the cache: of two neighbours
-    there, one position lies between them, whatever was dropped. Up to `window` tokens this is plain attention. When
+    A query sees `window` keys at most, its own included, and finds them where they stand in the cache: neighbours there
+    are one position apart, whatever was dropped between them. Up to `window` tokens this is plain attention. When
     several tokens come at once, room for all of them is made first, so that the earlier of them see fewer than `window`
     keys; a longer prompt goes in by `prefill_chunk_size` of `generate`.
 
@@ -50,6 +50,8 @@ class SinkCache(Cache):
 
     Source: Xiao et al. 2024, arXiv:2309.17453.
     """
+
+    layers: Any
 
     def __init__(self, model: nn.Module | Model, window: int = 1024, sinks: int = 4) -> None:
         anatomy = anatomy_of(module_of(model))
@@ -80,7 +82,7 @@ class SinkCache(Cache):
 
         **Raises:** `OptionError` when there is none, and for another model.
         """
-        first: Any = self.layers[0]
+        first = self.layers[0]
         if self._trunk() is not trunk:
             raise _of_another_model()
         room = self.window - min(self.sinks, first.kept)
@@ -114,19 +116,19 @@ class SinkCache(Cache):
         raise OptionError("taking tokens back from a SinkCache", "plain decoding", "leave out the assistant model")
 
 
-class _SinkLayer(DynamicLayer):
+class _SinkLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """Of one attention.
 
     - `seen`: tokens so far.
     - `kept`: keys in the cache.
-    - `base`: how much further than their place the keys behind the first ones are rotated. The first ones are rotated by
-      their place.
+    - `base`: how much further than their place the keys behind the first ones are rotated. The first ones are rotated
+      by their place.
     """
 
     is_croppable = False
 
     def __init__(self, window: int, sinks: int, frequencies: Float[Tensor, " half"]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.window, self.sinks, self.frequencies = window, sinks, frequencies
         self.seen = self.base = 0
 
@@ -138,7 +140,7 @@ class _SinkLayer(DynamicLayer):
         self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any
     ) -> tuple[Float[Tensor, "batch kv_heads keys dim"], Float[Tensor, "batch kv_heads keys dim"]]:
         new = key_states.shape[-2]
-        if self.keys is None:
+        if self.keys is None or self.values is None:
             self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
             self.keys, self.values = key_states[..., :0, :], value_states[..., :0, :]
         drop = self._dropped(new)
