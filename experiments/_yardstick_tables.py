@@ -28,19 +28,19 @@ def expected(row: pd.Series) -> str:
 
 
 def write_tables(rows: pd.DataFrame, out: Path) -> None:
-    """Write `heads.csv` and `yardstick.md`."""
+    """Write `heads.csv` and `findings.md`."""
     out.mkdir(parents=True, exist_ok=True)
     rows = rows.assign(truth=rows.apply(expected, axis=1))
     rows.to_csv(out / "heads.csv", index=False, float_format="%.5g")
-    lines = ["# Yardstick", "", *_counts(rows)]
+    lines = _counts(rows)
     for part, title in (
         ("score", "Odd layers, only scored"),
         ("fit", "Even layers, on which thresholds may be fitted"),
     ):
         chosen = rows[(rows["part"] == part) & rows["faithful"]]
         if len(chosen):
-            lines += ["", f"## {title}", *_part(chosen)]
-    write_text(out / "yardstick.md", "\n".join(lines) + "\n")
+            lines += ["", f"#### {title}", *_part(chosen)]
+    write_text(out / "findings.md", "\n".join(lines) + "\n")
 
 
 def _counts(rows: pd.DataFrame) -> list[str]:
@@ -79,7 +79,7 @@ def _confusion(title: str, rows: pd.DataFrame) -> list[str]:
         return []
     table = pd.crosstab(rows["truth"], rows["said"].fillna("not verified"))
     names = [*WORDS, *(name for name in table.columns if name not in WORDS)]
-    lines = ["", f"### {title}", "", _row(["planted", *names]), _row(["---"] * (len(names) + 1))]
+    lines = ["", f"##### {title}", "", _row(["planted", *names]), _row(["---"] * (len(names) + 1))]
     for truth in [word for word in WORDS if word in table.index]:
         lines.append(_row([truth, *(str(table.loc[truth].get(name, 0)) for name in names)]))
     return lines
@@ -87,7 +87,7 @@ def _confusion(title: str, rows: pd.DataFrame) -> list[str]:
 
 def _scores(rows: pd.DataFrame) -> list[str]:
     """Precision, recall and F1 of the three words; the rules know no bias."""
-    lines = ["", "### Precision and recall, with Wilson's 95% intervals", ""]
+    lines = ["", "##### Precision and recall, with Wilson's 95% intervals", ""]
     lines += [_row(["judge", "word", "precision", "recall", "F1", "undecided or other"]), _row(["---"] * 6)]
     for judge in ("said", *RULES):
         for word in NAMED if judge == "said" else NAMED[:2]:
@@ -108,7 +108,12 @@ def _scores(rows: pd.DataFrame) -> list[str]:
 def _calibration(rows: pd.DataFrame) -> list[str]:
     """How often a word is right, by the confidence that is stated with it."""
     decided = rows[rows["said"].isin(["nop", "broadcast", "bias", "inert"]) & rows["confidence"].notna()]
-    lines = ["", "### Calibration of the stated confidence", "", _row(["confidence", "heads", "mean stated", "right"])]
+    lines = [
+        "",
+        "##### Calibration of the stated confidence",
+        "",
+        _row(["confidence", "heads", "mean stated", "right"]),
+    ]
     lines.append(_row(["---"] * 4))
     places = pd.cut(decided["confidence"].astype(float), BINS, include_lowest=True)
     for interval, group in decided.groupby(places, observed=True):
@@ -122,7 +127,7 @@ def _calibration(rows: pd.DataFrame) -> list[str]:
 
 def _share_errors(rows: pd.DataFrame) -> list[str]:
     """Stated shares against those measured from weights and hidden states, on the same inputs."""
-    lines = ["", "### Error of the shares, all sink heads with mixtures", ""]
+    lines = ["", "##### Error of the shares, all sink heads with mixtures", ""]
     lines += [_row(["share", "of edits: mean absolute error", "median", "interval holds the truth", "of values: mean"])]
     lines.append(_row(["---"] * 5))
     for share in SHARES:

@@ -5,7 +5,7 @@
 Effects of single inputs are drawn from distributions whose mean is known exactly; the intervals are those that
 `sinkscope verify` gives, beside the plain percentile bootstrap from the same resamples. Three statistics: the root of
 the mean square (every effect), the root of a ratio of two means (`specific`), and a share (a mean over the mean of
-what it is part of). Written: `coverage.csv`, `coverage.md`, `log.txt`. Takes about half a minute on one thread.
+what it is part of). Written: `coverage.csv`, `findings.md`, `log.txt`. Takes about half a minute on one thread.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def main() -> None:
     table = pd.DataFrame(rows)
     options.out.mkdir(parents=True, exist_ok=True)
     write_text(options.out / "coverage.csv", table.to_csv(index=False, float_format="%.4f"))
-    write_text(options.out / "coverage.md", _markdown(table, options.repeats, options.resamples))
+    write_text(options.out / "findings.md", _markdown(table, options.repeats, options.resamples))
     log = [
         f"python {Path(sys.argv[0]).name} --repeats {options.repeats} --resamples {options.resamples} "
         f"--seed {options.seed}",
@@ -102,13 +102,11 @@ def _statistics(
 def _markdown(table: pd.DataFrame, repeats: int, resamples: int) -> str:
     error = np.sqrt(0.95 * 0.05 / repeats)
     lines = [
-        "# Coverage of the intervals",
-        "",
         "Share of simulated heads whose 95% interval holds the true value; in brackets that of the plain percentile "
         f"bootstrap. {repeats:,} heads per cell, {resamples:,} resamples; the standard error of a cell is {error:.1%}.",
     ]
     for statistic, part in table.groupby("statistic", sort=False):
-        lines += ["", f"## {str(statistic).capitalize()}", ""]
+        lines += ["", f"#### {str(statistic).capitalize()}", ""]
         lines += ["| effects of single inputs | " + " | ".join(f"{n} inputs" for n in INPUTS) + " |"]
         lines += ["|---|" + "---|" * len(INPUTS)]
         for name, row in part.groupby("effects", sort=False):

@@ -8,7 +8,7 @@ Three kinds of null, of each model: `random`, the architecture with the weights 
 and embeddings of positions left; `shuffled`, the pretrained model on inputs whose tokens are in random order (texts:
 ids behind the special token at the start, pictures: patches of 14 pixels). Every head of kind `sink` is verified, as by
 default. The first two have nothing to find; `shuffled` keeps the mechanisms that need no order, so that its sinks are
-no false alarms: it is shown beside the model on its own inputs. Written: experiments/results/nulls/heads.csv, nulls.md.
+no false alarms: it is shown beside the model on its own inputs. Written: experiments/results/nulls/heads.csv, findings.md.
 """
 
 from __future__ import annotations
@@ -128,8 +128,6 @@ def write_tables(runs: Path) -> None:
     rows.to_csv(OUT / "heads.csv", index=False, float_format="%.5g")
     words = sorted(set(rows["said"].dropna()))
     lines = [
-        "# Null models",
-        "",
         "Heads by word. An alarm is any word but no sink, undecided and inert. "
         "On random and permuted weights each is false.",
         "",
@@ -143,7 +141,7 @@ def write_tables(runs: Path) -> None:
         counts = " | ".join(str(int((group["said"] == word).sum())) for word in words)
         rate = f"{alarms} = {alarms / len(group):.3f} [{low[0]:.3f}, {high[0]:.3f}]"
         lines.append(f"| {model} | {kind} | {len(group)} | {counts} | {rate} |")
-    write_text(OUT / "nulls.md", "\n".join(lines) + "\n")
+    write_text(OUT / "findings.md", "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

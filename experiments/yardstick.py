@@ -11,7 +11,7 @@ tokens), verifies the planted sink heads, and removes the checkpoint. Heads of o
 planted from the first layer to the last, each truth measured in that very copy: no later layer changes what an earlier
 one reads. Copies that are done are not done again; `--process K/N` takes every N-th copy. `tables` judges the stored
 edits with the thresholds of today, and writes experiments/results/yardstick: `heads.csv`, one row per planted head, and
-`yardstick.md`.
+`findings.md`.
 """
 
 from __future__ import annotations
