@@ -10,7 +10,7 @@ import typer.cli
 import typer.main
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
-from tables import columns as toy_columns, forms, tasks as task_pages, verdicts
+from tables import columns as toy_columns, forms, tasks as task_pages, treatments, verdicts
 from tables.markdown import table
 from tables.papers import beside
 from tables.results import confusion, experiments
@@ -86,6 +86,10 @@ MARKS: dict[str, Callable[[], str]] = {
     "forms: sinks": forms.sinks,
     "forms: speed": forms.speed,
     "forms: sections": forms.sections,
+    "treatments: overview": treatments.overview,
+    "treatments: families": treatments.families,
+    "treatments: order": treatments.order,
+    "treatments: sections": treatments.sections,
     "tasks: overview": task_pages.overview,
     **{f"task: {name}": partial(task_pages.facts, name) for name in tasks.names()},
     **{f"results: {name}": partial(task_pages.results, name) for name in tasks.names()},

@@ -8,7 +8,8 @@ Three kinds of null, of each model: `random`, the architecture with the weights 
 and embeddings of positions left; `shuffled`, the pretrained model on inputs whose tokens are in random order (texts:
 ids behind the special token at the start, pictures: patches of 14 pixels). Every head of kind `sink` is verified, as by
 default. The first two have nothing to find; `shuffled` keeps the mechanisms that need no order, so that its sinks are
-no false alarms: it is shown beside the model on its own inputs. Written: experiments/results/nulls/heads.csv, findings.md.
+no false alarms: it is shown beside the model on its own inputs. Written to experiments/results/nulls:
+`heads.csv`, `findings.md`.
 """
 
 from __future__ import annotations

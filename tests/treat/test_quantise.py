@@ -118,6 +118,14 @@ def test_saved_pickled_and_captured(tmp_path: Any) -> None:
         assert torch.equal(seen, output(treated, x)) and torch.equal(output(pickled, x), seen)
 
 
+def test_diagnosis(tmp_path: Any) -> None:
+    plain, x = sinkscope.load(model("vit")), example("vit", 5)
+    before = sinkscope.diagnose(plain, [x], tmp_path / "before")
+    after = sinkscope.diagnose(sinkscope.treat(plain, Quantise(16, "token")), [x], tmp_path / "after")
+    assert len(after.events) == len(before.events)
+    assert abs(after.events["mass"] - before.events["mass"]).max() < 1e-2
+
+
 def test_half_precision() -> None:
     x = example("dinov2").bfloat16()
     treated = sinkscope.treat(model("dinov2").bfloat16(), Quantise())

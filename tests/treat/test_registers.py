@@ -15,7 +15,7 @@ from torch import nn
 import sinkscope
 from sinkscope import treat
 from sinkscope._errors import OptionError
-from sinkscope.treat import Gate, GlobalPathway, HeadNorm, LearnedSink, Registers, Treatment
+from sinkscope.treat import ClippedSoftmax, Gate, GlobalPathway, HeadNorm, KeyBias, LearnedSink, Registers, Treatment
 from tests.treat._models import BUILD, DECODERS, LAYERS, TOKENS, VOCABULARY, example, learned, model, output
 
 ENCODERS = tuple(name for name in BUILD if name not in DECODERS)
@@ -108,17 +108,18 @@ def test_with_other_treatments(family: str) -> None:
     assert torch.equal(output(treated, x), before) and treated.state_dict().keys() == plain.state_dict().keys()
 
 
-def test_a_form_weighs_registers_as_the_softmax_does() -> None:
-    """A learned sink logit far below takes nothing, so that its form is a softmax."""
+@pytest.mark.parametrize("form", [LearnedSink(start=-90.0), KeyBias(), ClippedSoftmax(alpha=0.0)])
+def test_a_form_weighs_registers_as_the_softmax_does(form: Treatment) -> None:
+    """Forms that are a softmax as long as nothing is learned."""
     x = example("vit").double()
     plain = model("vit").double()
-    with_form = sinkscope.treat(plain, [Registers(COUNT), LearnedSink(start=-90.0)], probe=x)
+    with_form = sinkscope.treat(plain, [Registers(COUNT), form], probe=x)
     without = sinkscope.treat(plain, Registers(COUNT), probe=x)
     for made in (with_form, without):
         torch.manual_seed(0)
-        for parameter in (p for name, p in treat.added(made).items() if not name.endswith("form.sink")):
+        for parameter in (p for name, p in treat.added(made).items() if ".form." not in name):
             nn.init.normal_(parameter)
-    torch.testing.assert_close(output(with_form, x), output(without, x), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(output(with_form, x), output(without, x), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])

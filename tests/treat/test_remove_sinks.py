@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import sinkscope
 from sinkscope import attention
 from sinkscope._errors import OptionError
 from sinkscope.attention import Attend, Softmax
-from sinkscope.treat import AttentionBias, Gate, HeadNorm, LearnedSink, RemoveHeads, RemoveSinks, anatomy_of
+from sinkscope.treat import (
+    AttentionBias,
+    Gate,
+    HeadNorm,
+    LearnedSink,
+    PrefixKV,
+    RemoveHeads,
+    RemoveSinks,
+    Treatment,
+    anatomy_of,
+)
 from sinkscope.treat._removed import Removed, column_mass
-from tests.treat._models import BUILD, DECODERS, LAYERS, example, learned, model, output
+from tests.treat._models import DECODERS, LAYERS, example, learned, model, output
 from tests.treat.test_running import generated
 
 HOW = ("mask", "redirect", "zero")
@@ -112,6 +125,32 @@ def test_column_mass(causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(found, (weights * queries[:, None, :, None]).sum(2), rtol=1e-9, atol=1e-9)
 
 
+class _Largest(TorchDispatchMode):
+    """Bytes of the largest tensor that an operation makes."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self.bytes = max(self.bytes, leaf.untyped_storage().nbytes())
+        return out
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("causal", [False, True])
+def test_memory_is_linear_in_tokens(how: Any, causal: bool) -> None:
+    tokens = 509
+    q, k, v = torch.randn(3, 1, 2, tokens, 7).unbind(0)
+    removed = torch.zeros(1, 2, tokens, dtype=torch.bool)
+    removed[0, 0, 3] = removed[0, 1, 11] = True
+    parameters = {"removed": removed, "own": torch.arange(tokens)[None, None]}
+    with torch.no_grad(), _Largest() as largest:
+        Removed(Softmax(), how)(q, k, v, causal=causal, parameters=parameters)
+    assert 0 < largest.bytes <= 2 * q.untyped_storage().nbytes() < tokens**2  # less than a mask of one head
+
+
 def weights_of(made: Any, x: Tensor, **kwargs: Any) -> list[Tensor]:
     """Per layer (batch, heads, queries, keys) as a capture sees them; they make the outputs."""
     with torch.no_grad(), sinkscope.capture(made) as calls:
@@ -124,8 +163,10 @@ def weights_of(made: Any, x: Tensor, **kwargs: Any) -> list[Tensor]:
     return [call.attention_weights() for call in own]
 
 
-@pytest.mark.parametrize("how", HOW)
-@pytest.mark.parametrize("family", BUILD)
+@pytest.mark.parametrize(
+    ("family", "how"),
+    [*product(("vit", "llama", "timm-vit"), HOW), *product(("bert", "gpt2", "mistral", "siglip-vision"), ["mask"])],
+)
 def test_first_token_in_every_family(family: str, how: Any) -> None:
     """The first layer of the treated model reads its input as before, the first token excepted."""
     plain, x = model(family), example(family)
@@ -226,6 +267,32 @@ def test_chosen_heads() -> None:
     assert sinkscope.treat.treatments_of(treated)[0].plain()["heads"] == ((0, 1), (0, 4))
     container = anatomy_of(treated).sites
     assert [hasattr(site.attention, "sinkscope") for site in container] == [True, False, False]
+
+
+@pytest.mark.parametrize("beside", [AttentionBias(layers=(0,)), PrefixKV(3, layers=(0,))], ids=repr)
+def test_chosen_heads_that_share_keys(beside: Treatment) -> None:
+    """What belongs to key-value heads, a form's own keys and values included, is told apart by query heads."""
+    x = example("llama")
+    heads = ((0, 1), (0, 2), (0, 5))
+
+    def outputs(*treatments: Treatment) -> Tensor:
+        treated = learned(sinkscope.treat(model("llama"), [beside, *treatments], probe=x))
+        with torch.no_grad(), sinkscope.capture(treated) as calls:
+            output(treated, x)
+        return calls[0].out
+
+    some, every, none = outputs(RemoveSinks("zero", heads=heads)), outputs(RemoveSinks("zero")), outputs()
+    torch.testing.assert_close(some[:, [1, 2, 5]], every[:, [1, 2, 5]], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(some[:, [0, 3, 4]], none[:, [0, 3, 4]], rtol=1e-4, atol=1e-6)
+    assert (every - none)[:, :, 1:].abs().amax((0, 2, 3)).min() > 1e-3
+
+
+def test_graph_is_captured_whole() -> None:
+    treated, x = sinkscope.treat(model("llama"), [RemoveSinks(), RemoveHeads(((1, 1),))]), example("llama")
+    torch._dynamo.reset()
+    compiled = torch.compile(treated, backend="eager", fullgraph=True)
+    torch.testing.assert_close(output(compiled, x), output(treated, x), rtol=1e-4, atol=1e-5)
+    torch._dynamo.reset()
 
 
 @pytest.mark.parametrize("how", HOW)

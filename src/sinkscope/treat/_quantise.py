@@ -59,11 +59,12 @@ class Quantise(Treatment):
 
     def install(self, body: Body) -> None:
         for site in body.anatomy.sites:
-            for name, module in site.block.named_modules():
-                kind = _kind(module)
+            for name, module in list(site.block.named_modules()):
+                kind: Any = _kind(module)
                 if kind is None:
                     continue
-                if type(module) is not kind:
+                derived = type(module) is not kind
+                if derived:
                     raise OptionError(
                         f"{self.name}: block {site.index} has {name} of {type(module).__name__}",
                         f"{kind.__name__}, not rounded yet",
@@ -128,7 +129,7 @@ def _conv1d(self: Any, x: Float[Tensor, "*batch tokens inputs"]) -> Float[Tensor
     return out
 
 
-def _kind(module: nn.Module) -> type[nn.Module] | None:
+def _kind(module: nn.Module) -> Any:
     """The layer that a module is, or is derived from; GPT-2 has its own, with transposed weights."""
     if isinstance(module, nn.Linear):
         return nn.Linear

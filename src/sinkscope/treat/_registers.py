@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import TYPE_CHECKING, ClassVar
 
@@ -13,6 +14,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 
 from sinkscope._errors import OptionError
 from sinkscope.attention import Attend, Card, Form, Parameters, Softmax
+from sinkscope.capture import RowSums
 from sinkscope.treat._anatomy import Anatomy, Site
 from sinkscope.treat._column import ColumnPart, ColumnWeight
 from sinkscope.treat._container import Part
@@ -110,12 +112,13 @@ class _Seen(ColumnPart):
         self.column: RegisterWeight = RegisterWeight(heads, count)
 
     def enter(self, call: Attend, x: Float[Tensor, "batch queries residual"]) -> Attend:
-        if self.column.observing:  # so that the blocks behind see on the probe what they see without registers
-            return with_appended(call, self.count, shown=False)
-        return _weighed(with_appended(call, self.count), self.count, self.column.logit())
+        # On the probe registers are hidden, so that the blocks behind see what they see without them.
+        return with_appended(call, self.count, shown=not self.column.observing)
 
-    def core(self, call: Attend, x: Float[Tensor, "batch queries residual"]) -> tuple[Form, Parameters] | None:
-        return None if self.column.observing else (RegisterSoftmax(), {})
+    def around(self, form: Form, parameters: Parameters, call: Attend) -> tuple[Form, Parameters]:
+        if self.column.observing:
+            return form, parameters
+        return WithRegisters(form, self.count), {**parameters, "register_weight": self.column.logit()}
 
 
 class RegisterWeight(ColumnWeight):
@@ -141,36 +144,60 @@ class RegisterWeight(ColumnWeight):
         self._smallest = smallest if self._smallest is None else torch.minimum(self._smallest, smallest)
 
 
-def _weighed(call: Attend, count: int, logit: Float[Tensor, " heads"]) -> Attend:
-    """Adds a logit to the scores of the last `count` keys, by one more dimension that is 1 in every query: in this way
-    every form of attention takes it. Kernels want widths that 8 divides."""
-    batch, _, keys, dim = call.k.shape
-    more = 8 * ceil((dim + 1) / 8) - dim
-    one = pad(call.q.new_ones(1), (0, more - 1)).expand(*call.q.shape[:3], more)
-    column = (logit / call.scale)[:, None, None].expand(-1, count, 1).to(call.k.dtype)
-    column = pad(column, (0, more - 1, keys - count, 0)).expand(batch, -1, -1, -1)
-    return replace(call, q=torch.cat([call.q, one], -1), k=torch.cat([call.k, column], -1))
-
-
 @dataclass(frozen=True)
-class RegisterSoftmax(Softmax):
-    """Softmax of queries and keys that `_weighed` has widened."""
+class WithRegisters(Form):
+    """Another form with a logit on the scores of the last keys.
+
+    The logit is added by one more dimension that is 1 in every query: in this way every form takes it.
+
+    - `inner`: the form.
+    - `count`: of these keys.
+    """
+
+    inner: Form = field(default_factory=Softmax)
+    count: int = 1
 
     card: ClassVar[Card] = Card(
         name="registers",
-        title="Softmax with weighed registers",
-        definition="A = softmax([S, S_r + b_h])",
+        title="Weighed registers",
+        definition="A of another form with scores [S, S_r + b_h]",
         source="sinkscope",
-        rows="one",
+        rows="any",
         computed="fused",
     )
 
+    @property
+    def needs(self) -> Mapping[str, str]:
+        return {**self.inner.needs, "register_weight": "heads"}
+
+    @property
+    def rows(self) -> RowSums:
+        return self.inner.rows
+
     def _attend(self, call: Attend) -> Float[Tensor, "batch heads queries value_dim"]:
-        dim = call.v.shape[-1]
-        if torch.is_grad_enabled() and call.k.requires_grad:  # the fused kernel has no gradient for what it adds
-            wide = replace(call, v=pad(call.v, (0, call.k.shape[-1] - dim)))
-            return super()._attend(wide)[..., :dim]
-        bias = (call.k[:1, :, None, :, dim] * call.scale).to(call.q.dtype)
-        if call.mask is not None:
-            bias = bias.masked_fill(~call.mask, -torch.inf)
-        return scaled_dot_product_attention(call.q[..., :dim], call.k[..., :dim], call.v, bias, scale=call.scale)
+        if type(self.inner) is not Softmax:
+            return self.inner._attend(self._wide(call))
+        logit = call.parameters["register_weight"]
+        if torch.is_grad_enabled() and logit.requires_grad:  # the fused kernel has no gradient for what it adds
+            wide = self._wide(call)
+            wide = replace(wide, v=pad(call.v, (0, wide.k.shape[-1] - call.v.shape[-1])))
+            return self.inner._attend(wide)[..., : call.v.shape[-1]]
+        bias = pad(logit.to(call.q.dtype)[:, None].expand(-1, self.count), (call.k.shape[2] - self.count, 0))[:, None]
+        bias = bias[None] if call.mask is None else bias[None].masked_fill(~call.mask, -torch.inf)
+        return scaled_dot_product_attention(call.q, call.k, call.v, bias, scale=call.scale)
+
+    def weights(self, call: Attend) -> Float[Tensor, "batch heads queries keys"]:
+        return self.inner.weights(self._wide(call))
+
+    def _wide(self, call: Attend) -> Attend:
+        """The inner form's call. Kernels want widths that 8 divides."""
+        batch, _, keys, dim = call.k.shape
+        more = 8 * ceil((dim + 1) / 8) - dim
+        one = pad(call.q.new_ones(1), (0, more - 1)).expand(*call.q.shape[:3], more)
+        column = (call.parameters["register_weight"] / call.scale)[:, None, None].expand(-1, self.count, 1)
+        column = pad(column.to(call.k.dtype), (0, more - 1, keys - self.count, 0)).expand(batch, -1, -1, -1)
+        given = {
+            name: pad(call.parameters[name], (0, more)) if axes.split()[-1] == "dim" else call.parameters[name]
+            for name, axes in self.inner.needs.items()
+        }
+        return replace(call, q=torch.cat([call.q, one], -1), k=torch.cat([call.k, column], -1), parameters=given)

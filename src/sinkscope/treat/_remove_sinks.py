@@ -117,6 +117,7 @@ class _Removal(Part):
         self.options, self.choice, self.index = options, choice, site.index
         chosen = torch.zeros(site.shape.heads, dtype=torch.bool)
         chosen[heads] = True
+        self.everywhere = len(heads) == site.shape.heads
         self.register_buffer("chosen", chosen)
         self.tokens = options.tokens or _separators(site)
         self.causal = site.family.causal
@@ -150,7 +151,7 @@ class _Removal(Part):
             if options.random:
                 keys = self._others(keys, shown)
             most = int(keys.sum(-1).max()) if self.choice == "sep" else self._most
-            if not bool(self.chosen.all()):
+            if not self.everywhere:
                 keys = keys & self.chosen[:, None]
             given = {**parameters, "removed": keys, "own": _own_keys(call)}
         return Removed(form, options.how, min(most, call.k.shape[2])), given

@@ -33,9 +33,9 @@ def treat(
     """A model with treatments put into it.
 
     Treatments act in a fixed order, whatever their order in the list: registers and prefixes (the sequence), the gate
-    on values, what is removed from attention, the form (softmax or what replaces it), the norm of head outputs, their
-    gate, the global pathway. Of those that take the same place there is one per attention. A model that is treated
-    already gets further ones.
+    on values, what is removed from attention, the form (softmax or what replaces it), which heads are left, the norm of
+    head outputs, their gate, the global pathway. Of those that take the same place there is one per attention. A model
+    that is treated already gets further ones.
 
     **Arguments:**
 
