@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -64,7 +63,8 @@ def main() -> None:
     batches = list(make_inputs(model, data, batch_size=8, limit=given.limit, kind=kind, **options).batches())
     prune_rows(model, batches, table).to_csv(out / "prune.csv", index=False, float_format="%.5g")
     facts = {name: verified.manifest[name] for name in ("n_inputs", "n_tokens", "packages")}
-    (out / "run.json").write_text(json.dumps({"command": sys.argv[1:], **facts}, indent=2) + "\n")
+    asked = {"limit": given.limit, "inputs": given.inputs, "heads": given.heads}
+    (out / "run.json").write_text(json.dumps({**asked, **facts}, indent=2) + "\n")
 
 
 def head_rows(diagnosis: Any) -> pd.DataFrame:
