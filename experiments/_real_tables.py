@@ -37,7 +37,8 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def _sinks(table: pd.DataFrame) -> pd.DataFrame:
-    return table[table["kind"] == "sink"]
+    """Sink heads that were verified."""
+    return table[(table["kind"] == "sink") & table["verdict"].notna()]
 
 
 def _counts(found: dict[str, pd.DataFrame], facts: dict[str, dict]) -> str:
@@ -46,8 +47,9 @@ def _counts(found: dict[str, pd.DataFrame], facts: dict[str, dict]) -> str:
         sinks = _sinks(table)
         counts = [int((sinks["verdict"] == word).sum()) for word in WORDS]
         verified = f"{sinks['n_verified'].min():.0f} to {sinks['n_verified'].max():.0f}"
-        rows.append([TITLES[name], facts[name]["n_inputs"], len(table), len(sinks), *counts, verified])
-    return markdown(["model", "inputs", "heads", "sink heads", *WORDS, "inputs per verdict"], rows)
+        of_all = int((table["kind"] == "sink").sum())
+        rows.append([TITLES[name], facts[name]["n_inputs"], len(table), of_all, len(sinks), *counts, verified])
+    return markdown(["model", "inputs", "heads", "sink heads", "verified", *WORDS, "inputs per verdict"], rows)
 
 
 def _rules(found: dict[str, pd.DataFrame]) -> str:
@@ -88,6 +90,8 @@ def _depth(found: dict[str, pd.DataFrame]) -> str:
         third = np.minimum(2, table["layer"] * 3 // (table["layer"].max() + 1))
         for number, label in enumerate(("first third", "middle", "last third")):
             sinks = _sinks(table[third == number])
+            if sinks.empty:
+                continue
             ratio = (sinks["effect_zero"] / sinks["effect_ordinary"]).median()
             counts = [int((sinks["verdict"] == word).sum()) for word in WORDS]
             rows.append(
@@ -100,7 +104,7 @@ def _depth(found: dict[str, pd.DataFrame]) -> str:
                     f"{sinks['causal_content_share'].median():.2f}",
                 ]
             )
-    return markdown(["model", "layers", "sink heads", *WORDS, "zero / ordinary", "content share"], rows)
+    return markdown(["model", "layers", "verified", *WORDS, "zero / ordinary", "content share"], rows)
 
 
 def _pruned(prune: dict[str, pd.DataFrame]) -> str:
