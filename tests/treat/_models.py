@@ -47,7 +47,7 @@ def _hf(model: str, config: str, options: Mapping[str, Any]) -> Callable[[], nn.
 
 
 def _timm() -> nn.Module:
-    timm: Any = pytest.importorskip("timm")
+    timm: Any = pytest.importorskip("timm", reason="the extra timm is not installed")
     size = {"img_size": SIDE, "patch_size": PATCH, "embed_dim": 21, "depth": LAYERS, "num_heads": 3}
     made: nn.Module = timm.create_model("vit_tiny_patch16_224", init_values=0.5, reg_tokens=2, num_classes=7, **size)
     return made

@@ -123,7 +123,7 @@ def test_parts_that_are_not_plain() -> None:
 
 
 def test_timm_models_with_other_attention() -> None:
-    timm: Any = pytest.importorskip("timm")
+    timm: Any = pytest.importorskip("timm", reason="the extra timm is not installed")
     size = {"img_size": 15, "patch_size": 5, "embed_dim": 21, "depth": 2, "num_heads": 3}
     other = timm.create_model("vit_tiny_patch16_224", attn_layer="diff", **{**size, "embed_dim": 24, "num_heads": 2})
     with pytest.raises(OptionError, match=r"blocks\.0\.attn is DiffAttention; expected plain attention"):

@@ -186,7 +186,7 @@ class _Job:
         return Truth(
             layer=plan.layer,
             head=plan.head,
-            mechanism=plan.mechanism,  # type: ignore[arg-type]
+            mechanism=plan.mechanism,  # type: ignore[arg-type]  # checked in Plan
             seed=plan.seed,
             sink=self._role,
             mass_asked=None if plan.mechanism in ("uniform", "dead") else plan.mass,

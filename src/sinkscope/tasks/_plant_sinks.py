@@ -54,7 +54,7 @@ def chosen_sink(sink: str, states: States) -> Sink:
         return "cls" if all("cls" in row for row in states.roles) else "first"
     if sink not in get_args(Sink):
         raise OptionError(f"sink {sink!r}", f"auto or one of {', '.join(get_args(Sink))}", "correct sink")
-    return sink  # type: ignore[return-value]
+    return sink  # type: ignore[return-value]  # one of the literals by now
 
 
 def fixed_places(sink: Sink, states: States) -> Int[Tensor, " inputs"]:

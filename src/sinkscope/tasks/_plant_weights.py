@@ -139,7 +139,7 @@ def ungrouped_copy(module: nn.Module) -> nn.Module:
     for layer in _layers(copied, config):
         for name, part in (("k_proj", layer.k), ("v_proj", layer.v)):
             setattr(layer.module, name, _repeated(part, groups, layer.heads // groups))
-        layer.module.num_key_value_groups = 1  # type: ignore[assignment]
+        layer.module.num_key_value_groups = 1  # type: ignore[assignment]  # a module attribute that is no module
     config.num_key_value_heads = config.num_attention_heads
     return copied
 

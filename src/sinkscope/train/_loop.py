@@ -158,7 +158,7 @@ class _Run:
             if step in probed:
                 self._look(step)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()  # type: ignore[no-untyped-call]  # untyped in torch
             optimizer.step()
             on_step(step + 1)
         return recipe.steps, False

@@ -67,7 +67,7 @@ class TransformersContainer(Container):
         _register()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # untyped in torch
         _register()  # in the process that reads a pickled model
 
 

@@ -116,7 +116,7 @@ class SinkCache(Cache):
         raise OptionError("taking tokens back from a SinkCache", "plain decoding", "leave out the assistant model")
 
 
-class _SinkLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+class _SinkLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # untyped in transformers
     """Of one attention.
 
     - `seen`: tokens so far.
@@ -128,7 +128,7 @@ class _SinkLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     is_croppable = False
 
     def __init__(self, window: int, sinks: int, frequencies: Float[Tensor, " half"]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # untyped in transformers
         self.window, self.sinks, self.frequencies = window, sinks, frequencies
         self.seen = self.base = 0
 
