@@ -5,111 +5,104 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
-from sinkscope.models import Batch
-
-OnBatch = Callable[[Batch, int | None], None]
 _SECONDS_BETWEEN_LINES = 10.0
-ERASE_LINE = "\r\x1b[2K"
+_ERASE_LINE = "\r\x1b[2K"
+
+
+class Tick(Protocol):
+    """Shows how far the work is."""
+
+    def __call__(self, done: int, total: int | None, words: str) -> None:
+        """`done` of `total`, None where the end is unknown, told as `words`; equal numbers are the end."""
+        ...
+
+
+class Pace:
+    """How fast the work goes, judged since the first thing done in this process: that one also pays for warming up.
+
+    What was done before this process began counts as done, not as speed.
+    """
+
+    def __init__(self) -> None:
+        self._first: tuple[int, float] | None = None
+
+    def per_second(self, done: int) -> float | None:
+        """Things done per second; None at the first."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = done, now
+        first, began = self._first
+        return None if done == first or now == began else (done - first) / (now - began)
+
+    def left(self, done: int, total: int) -> str:
+        """The time left as `, 0:12 left`; nothing at the first and at the last."""
+        pace = self.per_second(done)
+        return "" if pace is None or done == total else f", {clock((total - done) / pace)} left"
+
+
+def clock(seconds: float) -> str:
+    """As `1:02:03`, or `2:03` below an hour."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 @contextmanager
-def batch_progress(quiet: bool = False) -> Iterator[OnBatch | None]:
-    """A callback for `diagnose(on_batch=...)` that shows batches done, inputs per second and time left on stderr."""
-    if quiet:
-        yield None
-    elif sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
-        with _live() as on_batch:
-            yield on_batch
+def shown(working: str, closing: str, waiting: str = "loading the model and the inputs ...") -> Iterator[Tick]:
+    """A callback that shows work on stderr, as a bar on a terminal, else as a line every ten seconds and at the end.
+
+    **Arguments:**
+
+    - `working`, `closing`: what is done, until the end and after it.
+    - `waiting`: what stands there until the callback is first called.
+    """
+    if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+        with _bar(working, closing, waiting) as tick:
+            yield tick
     else:
         yield _lines()
 
 
-class _Pace:
-    """How fast batches come, in words. The first one of this process starts the clock: it also pays for warming up.
-
-    Numbers of batches count, and not the calls: so a run that goes on counts what was done before, and processes that
-    share the batches count each other's.
-    """
-
-    def __init__(self) -> None:
-        self._inputs = self._batches = 0
-        self._first: tuple[int, float] | None = None
-
-    def note(self, batch: Batch, n_batches: int | None) -> str:
-        """Inputs per second and the time left, as far as they are known after this batch."""
-        now = time.monotonic()
-        self._inputs += len(batch.names)
-        self._batches += 1
-        if self._first is None:
-            self._first = batch.index, now
-        index, began = self._first
-        if batch.index == index or now == began:
-            return ""
-        per_second = (batch.index - index) / (now - began)
-        rate = f", {per_second * self._inputs / self._batches:.1f} inputs/s"
-        if n_batches is None or batch.index + 1 == n_batches:
-            return rate
-        seconds = round((n_batches - batch.index - 1) / per_second)
-        minutes, hours = seconds // 60, seconds // 3600
-        left = f"{hours}:{minutes % 60:02d}:{seconds % 60:02d}" if hours else f"{minutes}:{seconds % 60:02d}"
-        return f"{rate}, {left} left"
-
-
 @contextmanager
-def _live() -> Iterator[OnBatch]:
+def _bar(working: str, closing: str, waiting: str) -> Iterator[Tick]:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import BarColumn, Progress, TextColumn
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("batches{task.fields[pace]}"),
-    )
-    progress = Progress(*columns, console=Console(stderr=True), transient=True)
-    task = progress.add_task("measuring", total=None, pace="")
-    pace = _Pace()
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[words]}"))
+    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    task = bar.add_task(working, total=None, words="")
 
-    def on_batch(batch: Batch, n_batches: int | None) -> None:
-        last = batch.index + 1 == n_batches
-        progress.update(
-            task,
-            total=n_batches,
-            completed=batch.index + 1,
-            pace=pace.note(batch, n_batches),
-            description="summing up" if last else "measuring",
-        )
-        if not progress.live.is_started:
-            sys.stderr.write(ERASE_LINE)
-            progress.start()
+    def tick(done: int, total: int | None, words: str) -> None:
+        says = closing if done == total else working
+        bar.update(task, total=total, completed=done, words=words, description=says)
+        if not bar.live.is_started:
+            sys.stderr.write(_ERASE_LINE)
+            bar.start()
 
-    # Until the first batch is done there is a line only, as downloads may show progress of their own.
-    sys.stderr.write("loading the model and the inputs ...")
+    # Until the first call there is a line only, as downloads may show progress of their own.
+    sys.stderr.write(waiting)
     sys.stderr.flush()
     try:
-        yield on_batch
+        yield tick
     finally:
-        if progress.live.is_started:
-            progress.stop()
+        if bar.live.is_started:
+            bar.stop()
         else:
-            sys.stderr.write(ERASE_LINE)
+            sys.stderr.write(_ERASE_LINE)
 
 
-def _lines() -> OnBatch:
-    pace = _Pace()
+def _lines() -> Tick:
     last = time.monotonic()
 
-    def on_batch(batch: Batch, n_batches: int | None) -> None:
+    def tick(done: int, total: int | None, words: str) -> None:
         nonlocal last
-        text = pace.note(batch, n_batches)
         now = time.monotonic()
-        if now - last < _SECONDS_BETWEEN_LINES and batch.index + 1 != n_batches:
-            return
-        last = now
-        of = "" if n_batches is None else f" of {n_batches}"
-        sys.stderr.write(f"batch {batch.index + 1}{of}{text}\n")
+        if now - last >= _SECONDS_BETWEEN_LINES or done == total:
+            last = now
+            sys.stderr.write(words + "\n")
 
-    return on_batch
+    return tick

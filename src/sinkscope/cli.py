@@ -127,8 +127,8 @@ def diagnose(
         kind, inputs = _one_input(reference, images=images, text=text, dataset=dataset)
         count = _queries(queries)
         _require_reference(reference)
+        from sinkscope._batch_progress import batch_progress
         from sinkscope._diagnose import diagnose as run
-        from sinkscope._progress import batch_progress
 
         first = announced().first
         with batch_progress(quiet=not first) as on_batch:
@@ -195,9 +195,10 @@ def verify(
     """
     with stoppable(lambda: edits_kept(folder)):
         from sinkscope._diagnosis import open_diagnosis
-        from sinkscope._verify_progress import edit_progress
+        from sinkscope._progress import Pace, shown
 
-        with edit_progress() as on_part:
+        pace = Pace()
+        with shown("editing heads", "judging") as tick:
             diagnosis = open_diagnosis(folder).verify(
                 heads,
                 inputs,
@@ -207,7 +208,7 @@ def verify(
                 batch_size=batch_size,
                 device=device,
                 trust_remote_code=trust_remote_code,
-                on_part=on_part,
+                on_part=lambda done, parts: tick(done, parts, f"part {done} of {parts}{pace.left(done, parts)}"),
                 command=shlex.join(["sinkscope", *sys.argv[1:]]),
             )
         _close(diagnosis, as_json)
