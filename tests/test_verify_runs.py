@@ -92,14 +92,13 @@ def test_other_options_are_refused_and_the_difference_named(out: Path) -> None:
     before = files(out)
     for changes, named in (
         ({"donors": 2}, "donors: 1 there, 2 here"),
-        ({"heads": "1.1"}, "heads: 1.1,1.2 there, 1.1 here"),
         ({"inputs": 9, "seed": 3}, "inputs: 8 there, 9 here; seed: 0 there, 3 here"),
         ({"freeze_all": True}, "freeze_all: false there, true here"),
     ):
         with pytest.raises(ArtifactError) as error:
             verify(out, **changes)
         assert error.value.found == f"{out / 'edits'} holds other edits ({named})"
-        assert error.value.next_step.startswith(f"delete {out / 'edits'}, or repeat the old command: sinkscope.open(")
+        assert error.value.next_step.startswith("begin anew with --again, or repeat the old command: sinkscope.open(")
     assert files(out) == before
     shutil.rmtree(out / "edits")
     assert verify(out, donors=2).heads["n_verified"].notna().sum() == 2

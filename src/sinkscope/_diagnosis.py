@@ -77,6 +77,7 @@ class Diagnosis:
         seed: int = 0,
         batch_size: int = 128,
         device: str = "cpu",
+        again: bool = False,
         model: str | nn.Module | Model | None = None,
         data: Any = None,
         trust_remote_code: bool = False,
@@ -86,7 +87,7 @@ class Diagnosis:
         """Edit one head at a time, see what changes, and give each sink head a verdict.
 
         The model and the inputs are those of the diagnosis, loaded again by reference. What was done is kept in the
-        folder: a second call goes on where the first stopped.
+        folder: a second call goes on where the first stopped, and other heads are added to those that are there.
 
         **Arguments:**
 
@@ -97,6 +98,7 @@ class Diagnosis:
         - `seed`: of donors, controls and bootstrap intervals.
         - `batch_size`: most rows in one edited forward pass; a row is one input under one edit of one head.
         - `device`: where the model runs.
+        - `again`: delete the edits that are there and begin anew, which other options than theirs need.
         - `model`, `data`: the model and the inputs anew, as `diagnose` took them, where no reference or path can.
         - `on_part`: called after each part with the number of parts done and of all parts.
         - `command`: what to run to go on; messages name it.
@@ -113,6 +115,7 @@ class Diagnosis:
         verified = verify(
             self.artifact,
             options,
+            again=again,
             model=model,
             data=data,
             trust_remote_code=trust_remote_code,

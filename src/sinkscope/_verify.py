@@ -62,6 +62,7 @@ def verify(
     artifact: Artifact,
     options: VerifyOptions,
     *,
+    again: bool = False,
     model: Any = None,
     data: Any = None,
     trust_remote_code: bool = False,
@@ -69,6 +70,8 @@ def verify(
     command: str | None = None,
 ) -> Artifact:
     """Edit heads of a diagnosis, judge them, and write what was found into its folder; goes on where it stopped.
+
+    Heads that were edited before, with the same options, are judged with them.
 
     **Returns:** the artifact, read anew. **Raises:** as `Diagnosis.verify`.
     """
@@ -83,21 +86,22 @@ def verify(
             "diagnose more inputs, into another folder",
         )
     heads = without_verdicts(artifact.heads)
-    wanted = chosen_heads(options.heads, heads, artifact)
-    chosen = chosen_rows(artifact, wanted, options.inputs)
+    wanted = {f"{layer}.{head}": (layer, head) for layer, head in chosen_heads(options.heads, heads, artifact)}
     with verification(
         artifact.path / "edits",
         artifact.manifest["model"]["weights_sha256"],
-        [f"{layer}.{head}" for layer, head in wanted],
+        list(wanted),
         {name: value for name, value in asdict(options).items() if name not in _WITHOUT_EFFECT},
         command or _call(artifact, options),
+        again=again,
     ) as left:
-        if left and len(chosen):
+        chosen = chosen_rows(artifact, [wanted[name] for name in left.heads], options.inputs)
+        if len(chosen):
             loaded, supply = load_again(
                 artifact, model=model, data=data, device=options.device, trust_remote_code=trust_remote_code
             )
-            edit_heads(loaded, supply, chosen, artifact.path, _edit_options(options), on_part)
-    edits = read_edits(artifact.path) if len(chosen) else _NO_EDITS
+            edit_heads(loaded, supply, chosen, artifact.path, _edit_options(options, left.number), on_part)
+    edits = read_edits(artifact.path) if any((artifact.path / "edits").glob("part-*")) else _NO_EDITS
     verdicts = judge(edits, heads, JudgeOptions(seed=options.seed))
     write_verdicts(artifact.path, heads, verdicts.heads, verdicts.effects)
     return open_artifact(artifact.path)
@@ -108,5 +112,7 @@ def _call(artifact: Artifact, options: VerifyOptions) -> str:
     return f"sinkscope.open({str(artifact.path)!r}).verify({given})"
 
 
-def _edit_options(options: VerifyOptions) -> EditOptions:
-    return EditOptions(donors=options.donors, seed=options.seed, freeze_all=options.freeze_all, rows=options.batch_size)
+def _edit_options(options: VerifyOptions, number: int) -> EditOptions:
+    return EditOptions(
+        options.donors, seed=options.seed, freeze_all=options.freeze_all, rows=options.batch_size, number=number
+    )

@@ -162,14 +162,14 @@ def begin(folder: Path, **changes: Any) -> Any:
 
 def test_edits_are_begun_once_and_finished_once(tmp_path: Path) -> None:
     with begin(tmp_path / "edits") as left:
-        assert left
+        assert left.heads == ("0.1", "1.2") and left.number == 0
         there = read_verification(tmp_path / "edits")
         assert there is not None and there["finished"] is None and there["seconds"] is None
     there = read_verification(tmp_path / "edits")
     assert there is not None and there["finished"] is not None and there["seconds"] is not None
-    assert there["heads"] == ["0.1", "1.2"] and there["command"] == "sinkscope verify out"
+    assert there["rounds"] == [["0.1", "1.2"]] and there["command"] == "sinkscope verify out"
     with begin(tmp_path / "edits") as left:
-        assert not left
+        assert not left.heads
 
 
 def test_edits_that_never_began_leave_nothing(tmp_path: Path) -> None:
@@ -183,14 +183,46 @@ def test_edits_that_began_are_kept(tmp_path: Path) -> None:
         (tmp_path / "edits" / "part-000-00000.parquet").touch()
         raise KeyboardInterrupt
     with begin(tmp_path / "edits") as left:
-        assert left
+        assert left.heads == ("0.1", "1.2")
+
+
+def test_heads_that_are_asked_for_later_make_a_round_of_their_own(tmp_path: Path) -> None:
+    folder = tmp_path / "edits"
+    with begin(folder):
+        (folder / "part-000-00000.parquet").touch()
+    before = (folder / "verification.json").read_bytes()
+    with pytest.raises(RuntimeError), begin(folder, heads=["0.0", "0.1"]):
+        raise RuntimeError
+    assert (folder / "verification.json").read_bytes() == before, "no part was done"
+    with pytest.raises(RuntimeError), begin(folder, heads=["0.0", "0.1"]) as left:
+        assert left.heads == ("0.0",) and left.number == 1
+        (folder / "part-000-00000-1.parquet").touch()
+        raise RuntimeError
+    with pytest.raises(ArtifactError) as error, begin(folder, heads=["2.0", "1.2"]):
+        pytest.fail("a round was begun before another was finished")
+    assert error.value.found == f"the edits in {folder} are unfinished, and of other heads (0.0 there, 2.0 here)"
+    assert error.value.next_step == "repeat the old command: sinkscope verify out; or begin anew with --again"
+    with begin(folder, heads=["0.0", "0.1"]) as left:
+        assert left.heads == ("0.0",) and left.number == 1
+    for heads in (["0.0"], ["0.0", "0.1", "1.2"]):
+        with begin(folder, heads=heads) as left:
+            assert not left.heads
+    there = read_verification(folder)
+    assert there is not None and there["rounds"] == [["0.1", "1.2"], ["0.0"]]
+
+
+def test_edits_can_begin_anew(tmp_path: Path) -> None:
+    folder = tmp_path / "edits"
+    with begin(folder):
+        (folder / "part-000-00000.parquet").touch()
+    with begin(folder, options={"donors": 3}, again=True) as left:
+        assert left.number == 0 and not list(folder.glob("part-*"))
 
 
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
         ({"options": {"donors": 3, "seed": 0}}, "donors: 2 there, 3 here"),
-        ({"heads": ["0.1"]}, "heads: 0.1,1.2 there, 0.1 here"),
         ({"weights_sha256": "cd34"}, "weights_sha256: ab12 there, cd34 here"),
     ],
 )
@@ -202,7 +234,7 @@ def test_other_edits_are_refused_and_the_difference_named(changes: dict[str, Any
     with pytest.raises(ArtifactError) as error, begin(folder, **changes):
         pytest.fail("other edits have begun")
     assert error.value.found == f"{folder} holds other edits ({named})"
-    assert error.value.next_step == f"delete {folder}, or repeat the old command: sinkscope verify out"
+    assert error.value.next_step == "begin anew with --again, or repeat the old command: sinkscope verify out"
     assert (folder / "verification.json").read_bytes() == before
 
 

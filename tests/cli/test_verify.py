@@ -164,12 +164,12 @@ def test_what_is_done_is_kept_and_the_line_says_how_to_go_on(
     whole = Path(shutil.copytree(out, tmp_path / "whole"))
     write, parts = write_edits, 0
 
-    def stopped(*arguments: Any) -> None:
+    def stopped(*arguments: Any, **named: Any) -> None:
         nonlocal parts
         if parts == stop:
             os.kill(os.getpid(), number)
         parts += 1
-        write(*arguments)
+        write(*arguments, **named)
 
     monkeypatch.setattr("sinkscope.explain.edits._run.write_edits", stopped)
     stop, before = 0, files(out)
@@ -195,7 +195,20 @@ def test_other_options_name_the_difference_and_the_old_command(cli: Cli, out: Pa
     assert cli("verify", out, *ASKED).code == 0
     before = files(out)
     line = complaint(cli("verify", out, "--heads", "0.0", "--inputs", 9))
-    assert f"{out / 'edits'} holds other edits (heads: 0.0,1.1 there, 0.0 here; donors: 1 there, 2 here)" in line
+    assert f"{out / 'edits'} holds other edits (donors: 1 there, 2 here)" in line
     old = f"sinkscope verify {out} --heads 0.0,1.1 --inputs 9 --donors 1"
-    assert line.endswith(f"next: delete {out / 'edits'}, or repeat the old command: {old}")
+    assert line.endswith(f"next: begin anew with --again, or repeat the old command: {old}")
     assert files(out) == before
+    assert cli("verify", out, "--heads", "0.0", "--inputs", 9, "--again").code == 0
+    edited = sinkscope.open(out).verdicts.query("n_verified > 0")
+    assert edited[["layer", "head"]].to_numpy().tolist() == [[0, 0]]
+
+
+def test_heads_named_later_are_added_and_judged_together(cli: Cli, out: Path, tmp_path: Path) -> None:
+    whole = Path(shutil.copytree(out, tmp_path / "whole"))
+    assert cli("verify", whole, *ASKED).code == 0
+    options = ASKED[ASKED.index("--inputs") :]
+    for heads in ("1.1", "0.0", "0.0,1.1"):
+        assert cli("verify", out, "--heads", heads, *options).code == 0
+    same(sinkscope.open(out).verdicts, sinkscope.open(whole).verdicts, 1e-6)
+    same(sinkscope.open(out).effects, sinkscope.open(whole).effects, 1e-6)

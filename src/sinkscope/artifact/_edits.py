@@ -1,4 +1,7 @@
-"""Causal edits on disk: one part per layer and batch in `edits/`, and the table of all of them."""
+"""Causal edits on disk: one part per layer, batch and round in `edits/`, and the table of all of them.
+
+A round is one set of heads; heads that are asked for later make another.
+"""
 
 from __future__ import annotations
 
@@ -58,10 +61,10 @@ EDIT_COLUMNS: tuple[Column, ...] = (
         "output_loss", "float32", "change of the loss on the input's own next tokens; null but for causal LMs", "nat"
     ),
 )
-"""One row per input, layer, head, edit and draw, in `edits/part-LLL-BBBBB.parquet`."""
+"""One row per input, layer, head, edit and draw, in `edits/part-LLL-BBBBB.parquet`; later rounds end in `-R`."""
 
 _FOLDER = "edits"
-_PART = re.compile(r"^part-(\d{3,})-(\d{5,})\.parquet$")
+_PART = re.compile(r"^part-(\d{3,})-(\d{5,})(?:-(\d+))?\.parquet$")
 _WITH_CHANGE = ("zero", "donor")
 
 
@@ -77,6 +80,8 @@ def write_edits(
     edits: pd.DataFrame,
     change: Float[np.ndarray, "changes residual"],
     rows: Int[np.ndarray, " changes"],
+    *,
+    number: int = 0,
 ) -> None:
     """Write the part of a layer and a batch. It counts as done once its parquet file has its name, which is last.
 
@@ -86,24 +91,30 @@ def write_edits(
     - `edits`: the columns of EDIT_COLUMNS; missing is None or NaN.
     - `change`: mean change of the final tokens of the recipients, for `zero` and `donor`.
     - `rows`: which row of `edits` each of them belongs to, in order.
+    - `number`: of the round.
 
     **Raises:** `ArtifactError` when columns do not fit, or the file cannot be written; `ResourceError` when the disk is
     full.
     """
     table = exact_table(edits, edit_schema(), "part of edits")
-    part = _part(path, layer, batch)
+    part = _part(path, layer, batch, number)
     write_tensors(part.with_suffix(".safetensors"), {"change": change.astype(np.float32), "rows": rows.astype("int32")})
     write_table(part, table)
 
 
-def done_edits(path: Path) -> frozenset[tuple[int, int]]:
-    """(layer, batch) of the parts that are complete."""
+def done_edits(path: Path, number: int = 0) -> frozenset[tuple[int, int]]:
+    """(layer, batch) of the parts of a round that are complete."""
+    return frozenset((layer, batch) for layer, batch, of in _parts(path) if of == number)
+
+
+def _parts(path: Path) -> list[tuple[int, int, int]]:
+    """Layer, batch and round of all parts."""
     found = (_PART.match(file.name) for file in (path / _FOLDER).glob("part-*.parquet"))
-    return frozenset((int(match[1]), int(match[2])) for match in found if match)
+    return sorted((int(match[1]), int(match[2]), int(match[3] or 0)) for match in found if match)
 
 
 def read_edits(path: Path | str) -> pd.DataFrame:
-    """All edits of a verified diagnosis, by layer and batch: the columns of EDIT_COLUMNS and `donor_cosine`.
+    """All edits of a verified diagnosis, by layer, batch and round: the columns of EDIT_COLUMNS and `donor_cosine`.
 
     `donor_cosine` (float64, for `donor` rows, else NaN) is the cosine of the mean change of the recipients with what
     the donor's sink hands out minus what the own sink hands out: the change under `zero` on this input minus the one
@@ -116,12 +127,12 @@ def read_edits(path: Path | str) -> pd.DataFrame:
     **Raises:** `ArtifactError` when there are no edits, or a part is missing or damaged.
     """
     folder = Path(path)
-    numbers = sorted(done_edits(folder))
+    numbers = _parts(folder)
     if not numbers:
         raise ArtifactError(f"{folder} has no edits", "edits/part-000-00000.parquet", f"run sinkscope verify {folder}")
     frames, cosines = [], []
-    for layer in sorted({layer for layer, _ in numbers}):
-        parts = [_read_part(_part(folder, layer, batch)) for at, batch in numbers if at == layer]
+    for layer in sorted({layer for layer, _, _ in numbers}):
+        parts = [_read_part(_part(folder, *part)) for part in numbers if part[0] == layer]
         frames.append(pd.concat([frame for frame, _ in parts], ignore_index=True))
         cosines.append(_donor_cosines(frames[-1], np.concatenate([change for _, change in parts])))
     return pd.concat(frames, ignore_index=True).assign(donor_cosine=np.concatenate(cosines))
@@ -160,5 +171,6 @@ def _cosine(a: np.ndarray, b: np.ndarray) -> float:
     return float(a @ b) / norms if norms > 0 else float("nan")
 
 
-def _part(path: Path, layer: int, batch: int) -> Path:
-    return path / _FOLDER / f"part-{layer:03d}-{batch:05d}.parquet"
+def _part(path: Path, layer: int, batch: int, number: int) -> Path:
+    later = f"-{number}" if number else ""
+    return path / _FOLDER / f"part-{layer:03d}-{batch:05d}{later}.parquet"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sinkscope._errors import OptionError
 
-_LEAST = {"donors": 1, "draws": 1, "seed": 0, "rows": 4}
+_LEAST = {"donors": 1, "draws": 1, "seed": 0, "rows": 4, "number": 0}
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class EditOptions:
     - `freeze_all`: all later layers keep the attention of the unedited pass.
     - `rows`: most rows in one forward pass, one row being one input under one edit or none. No result
         depends on it.
+    - `number`: of the round that the parts belong to: heads that are asked for later make another.
     """
 
     donors: int = 2
@@ -26,6 +27,7 @@ class EditOptions:
     seed: int = 0
     freeze_all: bool = False
     rows: int = 128
+    number: int = 0
 
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():

@@ -81,7 +81,7 @@ def edit_heads(
     with torch.inference_mode(), capture(model.module, on_call) as calls:
         gather(model, inputs, by_input, found, calls)
         parts = {(layer, batch) for batch, layers in found.parts.items() for layer in layers}
-        done = done_edits(out) & parts
+        done = done_edits(out, options.number) & parts
         stream = Stream(model.module, calls)
         listener = passes = Passes(model, stream, found.donors, options)
         whole = {batch for batch, layers in found.parts.items() if all((layer, batch) in done for layer in layers)}
@@ -92,7 +92,7 @@ def edit_heads(
                 plain = passes.plain(batch, rows)
                 for layer in rows:
                     table, change, at = _part(model, passes, plain, rows, layer, found, options)
-                    write_edits(out, layer, batch.index, table, change, at)
+                    write_edits(out, layer, batch.index, table, change, at, number=options.number)
                     done |= {(layer, batch.index)}
                     if on_part is not None:
                         on_part(len(done), len(parts))
