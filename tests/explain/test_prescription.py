@@ -153,7 +153,8 @@ def test_what_is_open_is_told_with_what_would_decide_it() -> None:
         {"kind": "uniform", "verdict": "no sink"},
     )
     assert prescription.undecided == (
-        "5 heads are undecided, L0.H1, L0.H2, L0.H3, L0.H4, L0.H5. For 2 of them: sinkscope verify DIR --again --inputs 64. "
+        "5 heads are undecided, L0.H1, L0.H2, L0.H3, L0.H4, L0.H5. "
+        "For 2 of them: sinkscope verify DIR --again --inputs 64. "
         "For 2 of them: diagnose about 267 inputs, since no verdict can be had from the few on which they have a sink. "
         "For 1 of them: more inputs will not help, the table of verdicts says what may.",
         "1 sink head was not edited, L0.H6.",

@@ -239,7 +239,8 @@ def _what_decides(open_heads: pd.DataFrame) -> list[str]:
     told = []
     if there.any():
         told.append(
-            f"For {_of(int(there.sum()), len(open_heads))}: sinkscope verify DIR --again --inputs {int(needed[there].max())}."
+            f"For {_of(int(there.sum()), len(open_heads))}: "
+            f"sinkscope verify DIR --again --inputs {int(needed[there].max())}."
         )
     if more.any():
         inputs = math.ceil(float((needed[more] / open_heads["sink_rate"][more]).max()))
