@@ -10,7 +10,7 @@ import typer.cli
 import typer.main
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
-from tables import columns as toy_columns, forms, tasks as task_pages, treatments, verdicts
+from tables import columns as toy_columns, forms, tasks as task_pages, treatments, tuning, verdicts
 from tables.markdown import table
 from tables.papers import beside
 from tables.results import confusion, experiments
@@ -18,9 +18,12 @@ from tables.results import confusion, experiments
 import sinkscope
 from sinkscope import tasks
 from sinkscope.artifact import (
+    COMPARED_HEAD_COLUMNS,
+    COMPARED_INPUT_COLUMNS,
     EDIT_COLUMNS,
     EFFECT_COLUMNS,
     EVENT_COLUMNS,
+    MEASURE_COLUMNS,
     ROW_COLUMNS,
     SAMPLED_COLUMNS,
     SCHEMA_VERSION,
@@ -29,7 +32,7 @@ from sinkscope.artifact import (
     verdict_columns,
 )
 from sinkscope.cli import app
-from sinkscope.explain import rules
+from sinkscope.explain import COMPARED_MEASURES, rules
 from sinkscope.models import zoo_models
 
 
@@ -76,6 +79,13 @@ MARKS: dict[str, Callable[[], str]] = {
     "table: verdicts": lambda: columns(verdict_columns()),
     "table: effects": lambda: columns(EFFECT_COLUMNS),
     "table: edit parts": lambda: columns(EDIT_COLUMNS),
+    "table: comparison": lambda: columns(MEASURE_COLUMNS),
+    "table: compared measures": lambda: table(
+        ["group", "measure", "on the page", "meaning"],
+        [[f"`{g}`", f"`{name}`", label, meaning] for (g, name), (label, meaning) in COMPARED_MEASURES.items()],
+    ),
+    "table: compared heads": lambda: columns(COMPARED_HEAD_COLUMNS),
+    "table: compared inputs": lambda: columns(COMPARED_INPUT_COLUMNS),
     "table: rows": lambda: columns(ROW_COLUMNS),
     "table: rules": rules_table,
     "table: zoo": zoo_table,
@@ -90,6 +100,8 @@ MARKS: dict[str, Callable[[], str]] = {
     "treatments: families": treatments.families,
     "treatments: order": treatments.order,
     "treatments: sections": treatments.sections,
+    "tuning: objectives": tuning.objectives,
+    "tuning: options": tuning.options,
     "tasks: overview": task_pages.overview,
     **{f"task: {name}": partial(task_pages.facts, name) for name in tasks.names()},
     **{f"results: {name}": partial(task_pages.results, name) for name in tasks.names()},

@@ -21,10 +21,15 @@ if TYPE_CHECKING:
         tasks as tasks,
         train as train,
     )
+    from sinkscope._compare import (
+        Comparison as Comparison,
+        compare as compare,
+        open_comparison as open_comparison,
+    )
     from sinkscope._diagnose import DiagnoseOptions as DiagnoseOptions, diagnose as diagnose
     from sinkscope._diagnosis import Diagnosis as Diagnosis, open_diagnosis as open
+    from sinkscope._load import load as load
     from sinkscope.capture import capture as capture
-    from sinkscope.models import load as load
     from sinkscope.treat import Room as _Treat
 
     treat: _Treat
@@ -32,15 +37,29 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Comparison": ("sinkscope._compare", "Comparison"),
     "DiagnoseOptions": ("sinkscope._diagnose", "DiagnoseOptions"),
     "Diagnosis": ("sinkscope._diagnosis", "Diagnosis"),
     "capture": ("sinkscope.capture", "capture"),
+    "compare": ("sinkscope._compare", "compare"),
     "diagnose": ("sinkscope._diagnose", "diagnose"),
-    "load": ("sinkscope.models", "load"),
+    "load": ("sinkscope._load", "load"),
     "open": ("sinkscope._diagnosis", "open_diagnosis"),
+    "open_comparison": ("sinkscope._compare", "open_comparison"),
 }
 
-__all__ = ["DiagnoseOptions", "Diagnosis", "SinkError", "capture", "diagnose", "load", "open"]
+__all__ = [
+    "Comparison",
+    "DiagnoseOptions",
+    "Diagnosis",
+    "SinkError",
+    "capture",
+    "compare",
+    "diagnose",
+    "load",
+    "open",
+    "open_comparison",
+]
 
 
 _ROOMS = frozenset({"artifact", "attention", "explain", "measure", "models", "report", "tasks", "train", "treat"})

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sinkscope._diagnosis import Diagnosis
 from sinkscope._errors import OptionError
+from sinkscope._load import load
 from sinkscope._toy_reference import toy_folder
 from sinkscope._world import World, announced, joined
 from sinkscope.artifact import (
@@ -25,7 +26,7 @@ from sinkscope.artifact import (
 )
 from sinkscope.explain import Rule, build_heads, get_rule
 from sinkscope.measure import MeasureOptions, measure, write_unusable
-from sinkscope.models import Batch, Inputs, Modality, Model, load, make_inputs
+from sinkscope.models import Batch, Inputs, Modality, Model, make_inputs
 
 if TYPE_CHECKING:
     from torch import nn

@@ -8,9 +8,10 @@ from typing import Any
 from torch import nn
 
 from sinkscope._errors import InputError, ModelReferenceError, OptionError, WeightsError
+from sinkscope._load import load
 from sinkscope._toy_reference import toy_folder
 from sinkscope.artifact import Artifact
-from sinkscope.models import Inputs, Modality, Model, load, make_inputs
+from sinkscope.models import Inputs, Modality, Model, make_inputs
 
 _UNKNOWN: Modality = "unknown"
 
@@ -35,11 +36,22 @@ def load_again(
     else:
         loaded = model if isinstance(model, Model) else _model(artifact, model, device, trust_remote_code)
         supply = None
-    _require_same_weights(artifact, loaded)
+    require_same_weights(artifact, loaded)
     if supply is None:
-        supply = _inputs(artifact, loaded, data)
+        supply = inputs_again(artifact, loaded, data)
     _require_same_inputs(artifact, supply)
     return loaded, supply
+
+
+def model_again(artifact: Artifact, *, model: Any, device: str, trust_remote_code: bool) -> Model:
+    """The model that `artifact` was made from, without its inputs. Arguments and errors as `load_again`."""
+    toy = _toy_folder(artifact) if model is None else None
+    if toy is not None:
+        loaded, _ = _toy(artifact.manifest["model"]["reference"], toy, artifact, None, device)
+    else:
+        loaded = model if isinstance(model, Model) else _model(artifact, model, device, trust_remote_code)
+    require_same_weights(artifact, loaded)
+    return loaded
 
 
 def _toy_folder(artifact: Artifact) -> Path | None:
@@ -81,7 +93,8 @@ def _moved(artifact: Artifact, error: ModelReferenceError) -> ModelReferenceErro
     )
 
 
-def _inputs(artifact: Artifact, model: Model, data: Any) -> Inputs:
+def inputs_again(artifact: Artifact, model: Model, data: Any) -> Inputs:
+    """The inputs that `artifact` was made from, prepared for `model`. Arguments and errors as `load_again`."""
     there, options = artifact.manifest["inputs"], artifact.manifest["options"]
     kind = there["kind"] if there["kind"] in ("images", "text", "dataset") else None
     if data is None:
@@ -121,7 +134,8 @@ def _toy(reference: str, folder: Path, artifact: Artifact, data: Any, device: st
     return model, task_inputs(model, task, options["limit"], options["batch_size"])
 
 
-def _require_same_weights(artifact: Artifact, model: Model) -> None:
+def require_same_weights(artifact: Artifact, model: Model) -> None:
+    """**Raises:** `WeightsError` when the model is not the one that was diagnosed, with both hashes."""
     there, here = artifact.manifest["model"]["weights_sha256"], model.weights_sha256()
     if there != here:
         raise WeightsError(

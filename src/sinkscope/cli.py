@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from sinkscope import __version__
+from sinkscope._compare_command import compare
 from sinkscope._ending import batches_kept, edits_kept, one_line_errors, stoppable
-from sinkscope._errors import InputError, MissingExtraError, OptionError
+from sinkscope._errors import MissingExtraError, OptionError
+from sinkscope._given import KINDS, given_input, require_reference
 from sinkscope._toy import toy
 from sinkscope._toy_reference import toy_folder
+from sinkscope._treat_command import WordsAfterWith, treat
 from sinkscope._world import announced
 
 if TYPE_CHECKING:
@@ -30,6 +33,7 @@ app = typer.Typer(
 )
 
 app.add_typer(toy, name="toy")
+app.command(epilog="Example: sinkscope compare runs/minilm runs/minilm-gated")(compare)
 
 Folder = Annotated[
     Path, typer.Argument(metavar="FOLDER", help="What a diagnosis has written: its --out folder.", show_default=False)
@@ -126,7 +130,7 @@ def diagnose(
     with stoppable(lambda: batches_kept(out)):
         kind, inputs = _one_input(reference, images=images, text=text, dataset=dataset)
         count = _queries(queries)
-        _require_reference(reference)
+        require_reference(reference)
         from sinkscope._batch_progress import batch_progress
         from sinkscope._diagnose import diagnose as run
 
@@ -178,6 +182,9 @@ def verify(
         bool,
         typer.Option("--freeze-all", help="Later layers keep their attention, so that only values carry the change."),
     ] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Delete the edits that are there; other options than theirs need that.")
+    ] = False,
     batch_size: Annotated[
         int, typer.Option(metavar="N", help="Most rows per edited pass; a row is one input under one edit.")
     ] = 128,
@@ -191,7 +198,8 @@ def verify(
     """Edit sink heads one at a time and say what each one does.
 
     Loads the model and the inputs of the diagnosis again, takes away or exchanges what a sink hands out, and compares
-    with controls. Adds verdicts to the tables and the report. A run that was stopped goes on.
+    with controls. Adds verdicts to the tables and the report. A run that was stopped goes on; heads that were edited
+    before are kept and judged with the new ones.
     """
     with stoppable(lambda: edits_kept(folder)):
         from sinkscope._diagnosis import open_diagnosis
@@ -207,11 +215,15 @@ def verify(
                 seed=seed,
                 batch_size=batch_size,
                 device=device,
+                again=again,
                 trust_remote_code=trust_remote_code,
                 on_part=lambda done, parts: tick(done, parts, f"part {done} of {parts}{pace.left(done, parts)}"),
                 command=shlex.join(["sinkscope", *sys.argv[1:]]),
             )
         _close(diagnosis, as_json)
+
+
+app.command(cls=WordsAfterWith, epilog="Example: sinkscope treat zoo:minilm-l6 --with gate=headwise --out gated")(treat)
 
 
 @app.command()
@@ -271,12 +283,9 @@ def _one_input(reference: str, **given: Any) -> tuple[Any, Any]:
             flag = f"--{next(iter(named))}"
             raise OptionError(f"{flag} for {reference}", "no inputs, since its task makes them", f"leave {flag} out")
         return None, None
-    if len(named) != 1:
-        found = " and ".join(f"--{name}" for name in named) or "no inputs"
-        raise OptionError(found, "exactly one of --images, --text and --dataset", "sinkscope diagnose --help")
-    kind, value = next(iter(named.items()))
-    if isinstance(value, Path) and not value.exists():
-        raise InputError(f"--{kind} {value}, which does not exist", "an existing path", "check the spelling")
+    kind, value = given_input(**given)
+    if kind is None:
+        raise OptionError("no inputs", KINDS, "sinkscope diagnose --help")
     return kind, value
 
 
@@ -286,14 +295,6 @@ def _queries(text: str) -> Any:
     if not text.isdecimal():
         raise OptionError(f"--queries is {text!r}", "all or a whole number", "use --queries all or --queries 64")
     return int(text)
-
-
-def _require_reference(reference: str) -> None:
-    """A mistyped reference is told at once, and not after seconds of importing torch."""
-    from sinkscope.models._reference import parse_reference
-
-    if toy_folder(reference) is None:
-        parse_reference(reference)
 
 
 def _close(diagnosis: Diagnosis, as_json: bool) -> None:

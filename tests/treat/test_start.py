@@ -19,6 +19,8 @@ from sinkscope.treat import (
     KeyBias,
     LearnedSink,
     OffByOne,
+    Registers,
+    RemoveSinks,
     Treatment,
     branch_outputs,
 )
@@ -152,6 +154,39 @@ def test_start_follows_the_scale_of_scores(shift: float) -> None:
     assert bool((logits.sign() == torch.tensor(shift).sign()).all())
     after.sin().sum().backward()
     assert all(p.grad is not None and float(p.grad.abs().max()) > 1e-8 for p in treat.added(treated).values())
+
+
+@pytest.mark.parametrize(
+    "treatment",
+    [LearnedSink(layers=(0,)), AttentionBias(layers=(0,)), Registers(2, layers=(0,))],
+    ids=lambda each: each.name,
+)
+@pytest.mark.parametrize("together", [True, False])
+def test_start_knows_that_the_sink_is_gone(treatment: Treatment, together: bool) -> None:
+    """Scores of the first token are far above all others, so that what is left without it is e^-40 of each row."""
+    plain, x = model("bert"), example("bert")
+    x[:, 0] = 1
+    attention = plain.encoder.layer[0].attention.self
+    with torch.no_grad():
+        plain.embeddings.word_embeddings.weight[:, 0] = 0.0
+        plain.embeddings.word_embeddings.weight[1, 0] = 30.0
+        attention.key.weight[::10] = 0.0
+        attention.key.weight[::10, 0] = 1.0
+        attention.query.bias[::10] = 40.0
+    removal = RemoveSinks("mask", "first", layers=(0,))
+    removed = sinkscope.treat(plain, removal)
+    treated = sinkscope.treat(*((plain, [removal, treatment]) if together else (removed, treatment)), probe=x)
+    before = output(removed, x)
+    assert (output(plain, x) - before).abs().max() > 1e-2 * before.abs().max()
+    assert (output(treated, x) - before).abs().max() <= 1e-5 * before.abs().max()
+
+
+def test_further_treatments_leave_starts_alone() -> None:
+    """The probe of the second is not the first's: what was tuned stays."""
+    plain, x = model("bert"), example("bert")
+    tuned = learned(sinkscope.treat(plain, [Registers(2), LearnedSink()], probe=x))
+    further = sinkscope.treat(tuned, Gate(), probe=3 + example("bert", seed=5) // 2)
+    torch.testing.assert_close(output(further, x), output(tuned, x), rtol=0, atol=0)
 
 
 def test_random_starts_follow_the_seed() -> None:

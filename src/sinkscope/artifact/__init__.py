@@ -1,6 +1,16 @@
 """The artifact: the folder that holds what a run has found, written part by part, readable without sinkscope."""
 
 from ._artifact import Artifact as Artifact, open_artifact as open_artifact
+from ._comparison import (
+    COMPARED_HEAD_COLUMNS as COMPARED_HEAD_COLUMNS,
+    COMPARED_INPUT_COLUMNS as COMPARED_INPUT_COLUMNS,
+    COMPARED_RATES as COMPARED_RATES,
+    MEASURE_COLUMNS as MEASURE_COLUMNS,
+    ComparisonTables as ComparisonTables,
+    read_comparison as read_comparison,
+    require_comparison_folder as require_comparison_folder,
+    write_comparison as write_comparison,
+)
 from ._edits import (
     EDIT_COLUMNS as EDIT_COLUMNS,
     EDITS as EDITS,

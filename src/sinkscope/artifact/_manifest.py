@@ -96,7 +96,7 @@ def build_manifest(
         options=dict(options),
         rule=dict(rule),
         coverage={},
-        packages={name: version for name in _PACKAGES if (version := _version(name))},
+        packages=packages(),
         n_inputs=None,
         n_tokens=None,
         seconds=None,
@@ -170,6 +170,11 @@ def dumps(content: Any) -> str:
             "texts, finite numbers, booleans, lists, dicts with text keys, or null",
             "convert that value first",
         ) from error
+
+
+def packages() -> dict[str, str]:
+    """Versions of the packages at work."""
+    return {name: version for name in _PACKAGES if (version := _version(name))}
 
 
 def now() -> str:

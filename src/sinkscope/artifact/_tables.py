@@ -44,6 +44,11 @@ def effect_schema() -> pa.Schema:
     return _schema(EFFECT_COLUMNS)
 
 
+def comparison_schema(columns: Iterable[Column]) -> pa.Schema:
+    """Arrow schema of a table of a comparison."""
+    return _schema(columns)
+
+
 def event_table(events: pa.Table | Mapping[str, Sequence[Any]], sampled: bool) -> pa.Table:
     """Event rows under exactly the event schema; a float that is NaN becomes null.
 
@@ -110,12 +115,12 @@ def _misfit(what: str, schema: pa.Schema, error: Exception) -> ArtifactError:
     )
 
 
-def to_pandas(table: pa.Table) -> pd.DataFrame:
+def to_pandas(table: pa.Table, never_null: Sequence[str] = _NEVER_NULL) -> pd.DataFrame:
     """A dataframe whose dtypes do not depend on the values: integers and booleans that may be null are pandas' nullable
     ones, lists stay Arrow lists, missing floats are NaN. The table's memory is given up on the way."""
     mapping: dict[Any, Any] = {pa.int32(): pd.Int32Dtype(), pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}
     mapping |= {field.type: pd.ArrowDtype(field.type) for field in table.schema if pa.types.is_list(field.type)}
-    plain = {name: str(table.schema.field(name).type) for name in _NEVER_NULL if name in table.column_names}
+    plain = {name: str(table.schema.field(name).type) for name in never_null if name in table.column_names}
     frame = table.to_pandas(types_mapper=mapping.get, split_blocks=True, self_destruct=True)
     return cast(pd.DataFrame, frame.astype(plain))
 

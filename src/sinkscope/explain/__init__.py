@@ -4,6 +4,31 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ._classify import classify as classify, is_event as is_event
+from ._comparison import (
+    Key as Key,
+    Rows as Rows,
+    compared_table as compared_table,
+    measure_table as measure_table,
+    measures as measures,
+    read_rows as read_rows,
+    same_inputs as same_inputs,
+)
+from ._comparison_heads import (
+    STATES as STATES,
+    compared_heads as compared_heads,
+    is_changed as is_changed,
+    same_heads as same_heads,
+    states as states,
+    transitions as transitions,
+)
+from ._comparison_order import (
+    COMPARED_MEASURES as COMPARED_MEASURES,
+    GROUPS as GROUPS,
+    Line as Line,
+    side_by_side as side_by_side,
+)
+from ._comparison_words import comparison_sentences as comparison_sentences
+from ._contrast import PerInput as PerInput, contrast as contrast, estimate as estimate
 from ._heads import build_heads as build_heads
 from ._intervals import median_interval as median_interval, wilson as wilson
 from ._keys import column_excess as column_excess, sink_by_key as sink_by_key

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from ..artifact import SHARES
 from ._intervals import TAIL
@@ -42,29 +42,49 @@ def sink_shares(vectors: Mapping[str, np.ndarray], seed: int = 0) -> pd.DataFram
     **Returns:** one row per layer and head with MIN_SINK_INPUTS sink inputs or more, index (layer, head), columns
     `X`, `X_low`, `X_high` for each share.
     """
+    n_inputs = vectors["energy"].shape[0]
+    found = {
+        head: _with_interval(shares, has_pairs)
+        for head, shares, has_pairs in _resampled_heads(vectors, _draws(n_inputs, seed))
+    }
+    layers_and_heads = np.array(list(found), dtype=np.int64).reshape(-1, 2)
+    index = pd.MultiIndex.from_arrays(list(layers_and_heads.T), names=["layer", "head"])
+    columns = [f"{name}{end}" for name in SHARES for end in ("", "_low", "_high")]
+    return pd.DataFrame(list(found.values()), index=index, columns=columns, dtype=np.float64)
+
+
+def share_draws(
+    vectors: Mapping[str, np.ndarray], seed: int = 0
+) -> dict[tuple[int, int], Float[np.ndarray, "draws 4"]]:
+    """The four shares of every head that `sink_shares` gives some, by layer and head: of all inputs, then of RESAMPLES
+    resamples; NaN in one without a pair of different sink inputs. Equal seeds and numbers of inputs, equal resamples.
+    """
+    found = {}
+    for head, shares, has_pairs in _resampled_heads(vectors, _draws(vectors["energy"].shape[0], seed)):
+        shares[~has_pairs] = np.nan
+        found[head] = shares
+    return found
+
+
+def _resampled_heads(
+    vectors: Mapping[str, np.ndarray], draws: Float[np.ndarray, "inputs draws"]
+) -> Iterator[tuple[tuple[int, int], Float[np.ndarray, "draws 4"], Bool[np.ndarray, " draws"]]]:
     rows, value = vectors["rows"], vectors["sink_value"]
     energies = np.stack([vectors["sink_energy"], vectors["ordinary_energy"]], axis=1).astype(np.float64)
-    n_inputs = vectors["energy"].shape[0]
-    draws = _draws(n_inputs, seed)
     order = np.lexsort((rows[:, 0], rows[:, 2], rows[:, 1]))
     starts = np.flatnonzero(np.any(np.diff(rows[order, 1:], axis=0, prepend=-1), axis=1))
-    found = {}
     gram = vectors["gram"]
     for chosen in np.split(order, starts[1:]):
         if len(chosen) < MIN_SINK_INPUTS:
             continue
         _, layer, head = (int(number) for number in rows[chosen[0]])
-        shares = _resampled(
+        shares, has_pairs = _resampled(
             value[chosen].astype(np.float64),
             energies[chosen],
             gram[layer, head].astype(np.float64),
             draws[rows[chosen, 0]],
         )
-        found[layer, head] = _with_interval(shares)
-    layers_and_heads = np.array(list(found), dtype=np.int64).reshape(-1, 2)
-    index = pd.MultiIndex.from_arrays(list(layers_and_heads.T), names=["layer", "head"])
-    columns = [f"{name}{end}" for name in SHARES for end in ("", "_low", "_high")]
-    return pd.DataFrame(list(found.values()), index=index, columns=columns, dtype=np.float64)
+        yield (layer, head), shares, has_pairs
 
 
 def _draws(n_inputs: int, seed: int) -> Float[np.ndarray, "inputs draws"]:
@@ -80,8 +100,8 @@ def _resampled(
     energies: Float[np.ndarray, "rows 2"],
     gram: Float[np.ndarray, "head_dim head_dim"],
     draws: Float[np.ndarray, "rows draws"],
-) -> Float[np.ndarray, "draws_with_pairs 4"]:
-    """The four shares under each draw that has a pair of different inputs; NaN where one is 0 / 0."""
+) -> tuple[Float[np.ndarray, "draws 4"], Bool[np.ndarray, " draws"]]:
+    """The four shares under each draw, NaN where one is 0 / 0, and whether it has a pair of different inputs."""
     ones = np.ones((len(value), 1))
     sums = draws.T @ np.concatenate([value, energies, ones], axis=1)
     total, (sink, ordinary, n) = sums[:, :-3], sums[:, -3:].T
@@ -96,10 +116,9 @@ def _resampled(
         parts = [silent, constant / ordinary, content / ordinary, content / sink]
         shares: np.ndarray = np.stack(parts, axis=1)
     shares[~np.isfinite(shares)] = np.nan
-    paired: np.ndarray = shares[n_pairs > 0]
-    return paired
+    return shares, n_pairs > 0
 
 
-def _with_interval(shares: Float[np.ndarray, "draws 4"]) -> list[float]:
-    low, high = np.quantile(shares[1:], (TAIL, 1 - TAIL), axis=0)
+def _with_interval(shares: Float[np.ndarray, "draws 4"], has_pairs: Bool[np.ndarray, " draws"]) -> list[float]:
+    low, high = np.quantile(shares[1:][has_pairs[1:]], (TAIL, 1 - TAIL), axis=0)
     return [float(number) for triple in zip(shares[0], low, high, strict=True) for number in triple]

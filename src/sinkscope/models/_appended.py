@@ -21,6 +21,11 @@ class Appended:
         found: list[Any] = [part for name, part in module.named_modules() if name.split(".")[-1] == APPENDED]
         self._roles: tuple[Role, ...] = found[0].roles if found else ()
 
+    @property
+    def count(self) -> int:
+        """How many."""
+        return len(self._roles)
+
     def __call__(self, batch: Batch) -> Batch:
         """The batch with layouts and valid tokens of the sequence that attention sees."""
         if not self._roles:

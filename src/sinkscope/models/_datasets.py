@@ -20,6 +20,7 @@ from sinkscope.models._types import Modality
 _GROUPS_KEPT = 2
 """Row groups in memory: the one being read and, for a batch across their border, the one before."""
 _PICTURE_NAMES = ("image", "img", "picture")
+_LABEL_NAMES = ("label", "labels", "fine_label", "class")
 
 
 class Column(Protocol):
@@ -28,6 +29,10 @@ class Column(Protocol):
     def __len__(self) -> int: ...
 
     def value(self, index: int) -> Any: ...
+
+    def labels(self, count: int) -> tuple[int, ...] | None:
+        """The column of classes beside it, of the first `count` rows; None without one."""
+        ...
 
     def origin(self) -> dict[str, Any]:
         """Kind, location and hash."""
@@ -74,6 +79,16 @@ class ParquetColumn:
                     self._kept.popitem(last=False)
             column = self._kept[number]
         return column[index - self._starts[number]].as_py()
+
+    def labels(self, count: int) -> tuple[int, ...] | None:
+        name = _label_column(self._groups[0][0].schema_arrow)
+        if name is None:
+            return None
+        found: list[int] = []
+        for file, group in self._groups:
+            if len(found) < count:
+                found += file.read_row_group(group, columns=[name]).column(0).to_pylist()
+        return _classes(name, found[:count])
 
     def origin(self) -> dict[str, Any]:
         digest = hashlib.sha256()
@@ -127,6 +142,10 @@ class HubColumn:
     def value(self, index: int) -> Any:
         return self._table[index][self._column]
 
+    def labels(self, count: int) -> tuple[int, ...] | None:
+        name = _label_column(self._table.features.arrow_schema)
+        return None if name is None else _classes(name, self._table[:count][name])
+
     def origin(self) -> dict[str, Any]:
         return {"kind": "dataset", "location": self._name, "sha256": None, "fingerprint": self._table._fingerprint}
 
@@ -156,6 +175,10 @@ class DatasetPictures:
             return read_picture(self.folder / value, f"{name} ({value})")
         raise InputError(f"{name} without a picture", "bytes or a path", "leave it out with --skip-bad")
 
+    def labels(self, count: int) -> tuple[int, ...] | None:
+        """Classes of the first `count` pictures; None where there are none."""
+        return self.column.labels(count)
+
     def identity(self, count: int) -> dict[str, Any]:
         return self.column.origin()
 
@@ -180,3 +203,19 @@ def _column_of(schema: Any, modality: Modality, where: str) -> str:
         "a column named text" if modality == "text" else "a column named image or img, of bytes or paths",
         "rename the column",
     )
+
+
+def _label_column(schema: Any) -> str | None:
+    import pyarrow as pa
+
+    whole = {field.name for field in schema if pa.types.is_integer(field.type)}
+    return next((name for name in _LABEL_NAMES if name in whole), None)
+
+
+def _classes(name: str, values: Sequence[int | None]) -> tuple[int, ...]:
+    missing = next((index for index, value in enumerate(values) if value is None or value < 0), None)
+    if missing is not None:
+        raise InputError(
+            f"row {missing} with {name} {values[missing]}", "whole numbers from 0 on", "leave such rows out"
+        )
+    return tuple(value for value in values if value is not None)

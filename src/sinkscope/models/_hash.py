@@ -11,8 +11,9 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 
-def tensors_sha256(tensors: Mapping[str, Shaped[Tensor, "..."]]) -> str:
-    """Hash over names in order, dtypes, shapes and bytes; a tensor spread over devices is gathered first."""
+def tensors_sha256(tensors: Mapping[str, Shaped[Tensor, "..."]], told: str = "") -> str:
+    """Hash over names in order, dtypes, shapes and bytes, then over what is told beside the tensors; a tensor spread
+    over devices is gathered first."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name]
@@ -20,4 +21,5 @@ def tensors_sha256(tensors: Mapping[str, Shaped[Tensor, "..."]]) -> str:
         digest.update(f"{name} {whole.dtype} {tuple(whole.shape)}\n".encode())
         content: Any = whole.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         digest.update(content)
+    digest.update(told.encode())
     return digest.hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +16,9 @@ from torch import Tensor, nn
 from sinkscope._errors import InputError, OptionError, ResourceError
 from sinkscope.models._hash import tensors_sha256
 from sinkscope.models._types import Batch, Modality, Preparation
+
+TREATED = "_sinkscope_record"
+"""Attribute of a module that was treated; its `treatments` tell with what."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +52,16 @@ class Model:
         return "float32" if dtype is None else str(dtype).removeprefix("torch.")
 
     def weights_sha256(self) -> str:
-        """Hash over the state dict: names in order, dtypes, shapes and bytes. Computed anew at every call."""
+        """Hash over the state dict: names in order, dtypes, shapes and bytes. Computed anew at every call.
+
+        In a treated model also over its treatments: not all of them have tensors.
+        """
         state = self.module.state_dict()
         if any(isinstance(value, Tensor) and value.is_meta for value in state.values()):  # offloaded by a device_map
             offloading: Any = import_module("accelerate.utils.modeling")
             state = offloading.get_state_dict_offloaded_model(self.module)
-        return tensors_sha256({name: value for name, value in state.items() if isinstance(value, Tensor)})
+        tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+        return tensors_sha256(tensors, _treatments_told(self.module))
 
     def run(self, batch: Batch) -> Any:
         """One forward pass of the module, in evaluation mode, without gradients; returns what the module returns.
@@ -65,6 +73,11 @@ class Model:
 
         Raises `InputError` for arguments that the forward does not take, `ResourceError` when memory runs out.
         """
+        with torch.inference_mode():
+            return self.forward(batch)
+
+    def forward(self, batch: Batch) -> Any:
+        """As `run`, with gradients where torch records them."""
         dtype = _floating_dtype(self.module)
         args = tuple(_moved(value, self.device, dtype) for value in batch.args)
         kwargs = {name: _moved(value, self.device, dtype) for name, value in batch.kwargs.items()}
@@ -76,7 +89,7 @@ class Model:
             kwargs = _with_decoder_input(getattr(self.module, "config", None), args, kwargs)
         _check_arguments(self.module, args, kwargs)
         try:
-            with torch.inference_mode(), _evaluating(self.module):
+            with _evaluating(self.module):
                 return self.module(*args, **kwargs)
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise _out_of_memory(self.reference, batch) from error
@@ -84,6 +97,13 @@ class Model:
             if "can't allocate memory" in str(error):
                 raise _out_of_memory(self.reference, batch) from error
             raise
+
+
+def _treatments_told(module: nn.Module) -> str:
+    """The treatments of the model or of a part of it, as JSON; nothing when there are none."""
+    records: list[Any] = [vars(part).get(TREATED) for part in module.modules()]
+    told = [treatment.plain() for record in records if record is not None for treatment in record.treatments]
+    return json.dumps(told) if told else ""
 
 
 def _floating_dtype(module: nn.Module) -> torch.dtype | None:

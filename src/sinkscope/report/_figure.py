@@ -113,6 +113,11 @@ def render(spec: FigureSpec, data: ReportData, layout: Layout, *formats: str) ->
 
     **Raises:** `MissingExtraError` without matplotlib.
     """
+    return rendered(lambda: spec.draw(data, layout), *formats)
+
+
+def rendered(draw: Callable[[], Drawing], *formats: str) -> tuple[Drawing, dict[str, bytes]]:
+    """As `render`, of any drawing. **Raises:** `MissingExtraError` without matplotlib."""
     try:
         import matplotlib
     except ImportError as error:
@@ -120,7 +125,7 @@ def render(spec: FigureSpec, data: ReportData, layout: Layout, *formats: str) ->
             "matplotlib is not installed", "it, to draw the report's figures", 'pip install "sinkscope[report]"'
         ) from error
     with matplotlib.rc_context(RC):
-        drawing = spec.draw(data, layout)
+        drawing = draw()
         files = {}
         for form in formats:
             buffer = io.BytesIO()

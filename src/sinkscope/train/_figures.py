@@ -48,25 +48,36 @@ def write_figures(records: Sequence[RunRecord], out: Path) -> list[Path]:
             "matplotlib is not installed", "it, to draw the figures", 'pip install "sinkscope[report]"'
         ) from error
     from sinkscope.report._style import RC
-    from sinkscope.report._svg import finish_svg
 
-    paths = []
+    paths: list[Path] = []
     for (task, form), members in _grouped(records).items():
         name, title = f"{task}-{form}", _title(members)
         with matplotlib.rc_context(RC):
             figure = _draw(members, title)
-            for suffix in ("svg", "png"):
-                buffer = io.BytesIO()
-                metadata = {"Date": None, "Creator": None} if suffix == "svg" else {"Software": None}
-                figure.savefig(buffer, format=suffix, metadata=metadata, dpi=72 if suffix == "svg" else 200)
-                content = buffer.getvalue()
-                if suffix == "svg":
-                    caption = f"{title}: {', '.join(label for _, label, _ in _PANELS)}, against steps of training."
-                    text = finish_svg(content, name=name, title=title, description=caption, marks={})
-                    content = text.encode()
-                paths.append(out / f"{name}.{suffix}")
-                with replacing(paths[-1]) as temporary:
-                    temporary.write_bytes(content)
+            caption = f"{title}: {', '.join(label for _, label, _ in _PANELS)}, against steps of training."
+            paths += save_figure(figure, out, name, title, caption)
+    return paths
+
+
+def save_figure(figure: Figure, out: Path, name: str, title: str, caption: str) -> list[Path]:
+    """Write a figure as `NAME.svg` and `NAME.png` in `out`, the same bytes for the same figure; return the paths.
+
+    **Raises:** `ArtifactError` and `ResourceError` when a file cannot be written.
+    """
+    from sinkscope.report._svg import finish_svg
+
+    paths = []
+    for suffix in ("svg", "png"):
+        buffer = io.BytesIO()
+        metadata = {"Date": None, "Creator": None} if suffix == "svg" else {"Software": None}
+        figure.savefig(buffer, format=suffix, metadata=metadata, dpi=72 if suffix == "svg" else 200)
+        content = buffer.getvalue()
+        if suffix == "svg":
+            text = finish_svg(content, name=name, title=title, description=caption, marks={})
+            content = text.encode()
+        paths.append(out / f"{name}.{suffix}")
+        with replacing(paths[-1]) as temporary:
+            temporary.write_bytes(content)
     return paths
 
 

@@ -31,9 +31,11 @@ class Part(nn.Module):
     """What one treatment puts into one attention: its parameters, and what it does there. By default nothing.
 
     - `treatment`: the treatment's name.
+    - `observing`: whether the input that runs is a probe, by which this part sets its starting values.
     """
 
     treatment: str
+    observing: bool = False
 
     def attach(self, site: Site, body: Body) -> None:
         """Adds hooks outside the attention function, through `body.hook`."""
@@ -54,8 +56,12 @@ class Part(nn.Module):
         """What is done to the head outputs; None for nothing."""
         return None
 
+    def left(self, call: Attend, parameters: Parameters) -> Attend:
+        """The call without the keys that this part hides, given the form's parameters; by default the call as it is."""
+        return call
+
     def observe(self, call: Attend) -> None:
-        """Told of every call on the probe input, before `settle`."""
+        """Told of every call on the probe input, before `settle`: as `enter` gave it, without keys that are hidden."""
 
     def settle(self) -> None:
         """Sets starting values from what was observed."""
@@ -67,7 +73,6 @@ class Container(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.hidden: Tensor | None = None
-        self.observing = False
 
     @property
     def parts(self) -> dict[str, Part]:
@@ -101,16 +106,22 @@ class Container(nn.Module):
         form: Form = Softmax()
         parameters: Parameters = {}
         finishes: list[Finish] = []
-        for part in self.parts.values():
-            if self.observing:
-                part.observe(call)
+        seen: list[tuple[Part, Attend]] = []
+        parts = self.parts.values()
+        for part in parts:
             call = part.enter(call, x)
+            if part.observing:
+                seen.append((part, call))
             form, parameters = part.core(call, x) or (form, parameters)
             finish = part.finish(x)
             if finish is not None:
                 finishes.append(finish)
-        for part in self.parts.values():
+        for part in parts:
             form, parameters = part.around(form, parameters, call)
+        for part, given in seen:
+            for other in parts:
+                given = other.left(given, parameters)
+            part.observe(given)
         form, parameters = finished(form, parameters, finishes)
         return _run(form, call, parameters, need_weights)
 

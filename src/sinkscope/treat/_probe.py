@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, TypeAlias
 
 import torch
@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from sinkscope._errors import OptionError
 from sinkscope.models import Batch, Model
-from sinkscope.treat._container import Container
+from sinkscope.treat._container import Part
 from sinkscope.treat._treatment import Treatment
 
 Probe: TypeAlias = Tensor | tuple[Any, ...] | Mapping[str, Any] | Batch
@@ -31,19 +31,18 @@ def run(module: nn.Module, probe: Probe) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
-def settle(module: nn.Module, probe: Probe) -> None:
-    """Lets the parts of a treated model set their starting values by the probe."""
-    containers = [part for part in module.modules() if isinstance(part, Container)]
-    for container in containers:
-        container.observing = True
+def settle(module: nn.Module, probe: Probe, settled: Set[Part]) -> None:
+    """Lets the parts of a treated model set their starting values by the probe, but for those that have theirs."""
+    parts = [part for part in module.modules() if isinstance(part, Part) and part not in settled]
+    for part in parts:
+        part.observing = True
     try:
         run(module, probe)
     finally:
-        for container in containers:
-            container.observing = False
-    for container in containers:
-        for part in container.parts.values():
-            part.settle()
+        for part in parts:
+            part.observing = False
+    for part in parts:
+        part.settle()
 
 
 def check_harmless(
@@ -54,7 +53,7 @@ def check_harmless(
     **Raises:** `OptionError` when they differ by more than 1e-5 of the largest output.
     """
     tolerance = max(TOLERANCE, 8 * torch.finfo(dtype).eps)
-    change = _change(before, after)
+    change = output_change(before, after)
     if not change <= tolerance:
         names = ", ".join(treatment.name for treatment in treatments)
         raise OptionError(
@@ -64,7 +63,11 @@ def check_harmless(
         )
 
 
-def _change(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
+def output_change(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
+    """The largest difference of outputs as a share of the largest output before, over all tensors.
+
+    **Raises:** `OptionError` when shapes differ.
+    """
     shapes = [tuple(out.shape) for out in before], [tuple(out.shape) for out in after]
     if shapes[0] != shapes[1]:
         raise OptionError(f"outputs of shapes {shapes[1]} on the probe", f"{shapes[0]} as before", "report this")

@@ -9,9 +9,8 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from sinkscope._errors import OptionError
+from sinkscope.models._model import TREATED
 from sinkscope.treat._treatment import Treatment
-
-_ATTRIBUTE = "_sinkscope_record"
 
 
 class Step(Protocol):
@@ -76,7 +75,7 @@ class Record:
 
 def find_record(model: nn.Module) -> Record | None:
     """The record of a model; None when it is not treated."""
-    return getattr(model, _ATTRIBUTE, None)
+    return getattr(model, TREATED, None)
 
 
 def require_record(model: nn.Module) -> Record:
@@ -97,10 +96,10 @@ def make_record(model: nn.Module) -> Record:
     record = find_record(model)
     if record is None:
         record = Record()
-        setattr(model, _ATTRIBUTE, record)
+        setattr(model, TREATED, record)
     return record
 
 
 def drop_record(model: nn.Module) -> None:
     """Forgets an empty record."""
-    delattr(model, _ATTRIBUTE)
+    delattr(model, TREATED)

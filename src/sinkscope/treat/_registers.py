@@ -84,7 +84,9 @@ class Registers(AttentionTreatment):
         return _Seen(self.count, site.shape.heads)
 
     def install(self, body: Body) -> None:
-        require_kind(self.name, body.anatomy, ("vision", "encoder"), "take PrefixKV(), which causal models can have")
+        require_kind(
+            self.name, body.anatomy, ("vision", "encoder"), "take PrefixKV (prefix-kv), which causal models can have"
+        )
         seeing = self.sites(body.anatomy)
         for site in body.anatomy.sites:
             body.put(self, site, self.part(site) if site in seeing else _Hidden(self.count))
@@ -113,10 +115,10 @@ class _Seen(ColumnPart):
 
     def enter(self, call: Attend, x: Float[Tensor, "batch queries residual"]) -> Attend:
         # On the probe registers are hidden, so that the blocks behind see what they see without them.
-        return with_appended(call, self.count, shown=not self.column.observing)
+        return with_appended(call, self.count, shown=not self.observing)
 
     def around(self, form: Form, parameters: Parameters, call: Attend) -> tuple[Form, Parameters]:
-        if self.column.observing:
+        if self.observing:
             return form, parameters
         return WithRegisters(form, self.count), {**parameters, "register_weight": self.column.logit()}
 
@@ -129,14 +131,9 @@ class RegisterWeight(ColumnWeight):
         super().__init__(heads)
         self.count = count
 
-    @property
-    def observing(self) -> bool:
-        """Whether a probe runs."""
-        return self._smallest is not None
-
     def observe(self, call: Attend) -> None:
         tokens = call.k.shape[2] - self.count
-        shown = with_appended(call, self.count).visible()[:, :, :tokens, :tokens]
+        shown = call.visible()[:, :, :tokens, :tokens]
         scores = call.scores()[:, :, :tokens]
         norm = scores[..., :tokens].masked_fill(~shown, -torch.inf).logsumexp(-1)
         gap = norm - scores[..., tokens:].logsumexp(-1)

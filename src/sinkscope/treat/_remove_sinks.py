@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -15,7 +15,7 @@ from sinkscope.attention import Attend, Form, Parameters
 from sinkscope.treat._anatomy import Anatomy, Site
 from sinkscope.treat._container import Part
 from sinkscope.treat._remove_heads import Heads, checked_heads, chosen_heads
-from sinkscope.treat._removed import How, Removed, column_mass
+from sinkscope.treat._removed import How, Removed, column_mass, removed_keys
 from sinkscope.treat._treatment import AttentionTreatment
 
 if TYPE_CHECKING:
@@ -155,6 +155,12 @@ class _Removal(Part):
                 keys = keys & self.chosen[:, None]
             given = {**parameters, "removed": keys, "own": _own_keys(call)}
         return Removed(form, options.how, min(most, call.k.shape[2])), given
+
+    def left(self, call: Attend, parameters: Parameters) -> Attend:
+        if self.options.how != "mask":
+            return call
+        shown = ~removed_keys(replace(call, parameters=parameters))
+        return replace(call, mask=shown if call.mask is None else call.mask & shown)
 
     @property
     def _most(self) -> int:

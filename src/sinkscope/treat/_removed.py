@@ -68,8 +68,7 @@ class Removed(Form):
         return out[..., :width] + out[..., width:] * _taken(_per_head(call.v, call), _own(call))
 
     def weights(self, call: Attend) -> Float[Tensor, "batch heads queries keys"]:
-        own = _is_own(_own(call), call)
-        gone = call.parameters["removed"][:, :, None] & ~own
+        gone = removed_keys(call)
         if self.how == "mask":
             hidden = replace(call, mask=call.visible() & ~gone, causal=False)
             return self.inner.weights(self._within(hidden))
@@ -77,7 +76,7 @@ class Removed(Form):
         left = weights.masked_fill(gone, 0.0)
         if self.how == "zero":
             return left
-        return left + (weights * gone).sum(-1, keepdim=True) * own
+        return left + (weights * gone).sum(-1, keepdim=True) * _is_own(_own(call), call)
 
     def _within(self, call: Attend) -> Attend:
         return replace(call, parameters={name: call.parameters[name] for name in self.inner.needs})
@@ -172,6 +171,11 @@ class Silenced(Form):
 
     def _within(self, call: Attend) -> Attend:
         return replace(call, parameters={name: call.parameters[name] for name in self.inner.needs})
+
+
+def removed_keys(call: Attend) -> Bool[Tensor, "batch heads queries keys"]:
+    """Which keys a query can no longer read: those that are removed and are not its own."""
+    return call.parameters["removed"][:, :, None] & ~_is_own(_own(call), call)
 
 
 def column_mass(

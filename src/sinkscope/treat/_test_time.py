@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sinkscope._errors import OptionError
 from sinkscope.attention import Attend, Form, KVBias, Parameters
 from sinkscope.treat._anatomy import Site, input_width
-from sinkscope.treat._container import Container, Part
+from sinkscope.treat._container import Part
 from sinkscope.treat._registers import check_count, require_kind
 from sinkscope.treat._sequence import Appended, with_appended
 from sinkscope.treat._treatment import AttentionTreatment
@@ -89,7 +89,7 @@ class TestTimeRegisters(AttentionTreatment):
         super().install(body)
         first = sites[0]
         zeros = torch.zeros(self.count, first.shape.residual)
-        (_Passing(zeros, body.container(first)) if self.fixed else Appended(zeros)).install(body)
+        (_Passing(zeros, body.container(first).parts["form"]) if self.fixed else Appended(zeros)).install(body)
 
 
 def _pair(given: Any) -> tuple[int, int]:
@@ -146,16 +146,6 @@ class _Fixed(_Shifting):
         for name in ("key", "value"):
             self.register_buffer(name, torch.zeros(site.shape.kv_heads, site.shape.head_dim))
         self._seen: list[tuple[Tensor, Tensor]] = []
-        self._container: tuple[Container, ...] = ()
-
-    def attach(self, site: Site, body: Body) -> None:
-        self._container = (body.container(site),)  # in a tuple: it is no submodule
-        super().attach(site, body)
-
-    @property
-    def observing(self) -> bool:
-        """Whether a probe runs."""
-        return self._container[0].observing
 
     def enter(self, call: Attend, x: Float[Tensor, "batch queries residual"]) -> Attend:
         return with_appended(call, 1) if self.observing else call
@@ -180,10 +170,10 @@ class _Fixed(_Shifting):
 class _Passing(Appended):
     """A token that is there on the probe only."""
 
-    def __init__(self, tokens: Float[Tensor, "count residual"], container: Container) -> None:
+    def __init__(self, tokens: Float[Tensor, "count residual"], part: Part) -> None:
         super().__init__(tokens)
-        self._container = (container,)
+        self._part = (part,)  # in a tuple: it is no submodule
 
     @property
     def roles(self) -> tuple[Any, ...]:
-        return super().roles if self._container[0].observing else ()
+        return super().roles if self._part[0].observing else ()

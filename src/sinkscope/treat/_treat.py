@@ -14,7 +14,7 @@ from sinkscope.models import Model
 from sinkscope.models._placement import seeded
 from sinkscope.treat._anatomy import anatomy_of
 from sinkscope.treat._body import Body
-from sinkscope.treat._container import CONTAINER
+from sinkscope.treat._container import CONTAINER, Part
 from sinkscope.treat._probe import Probe, check_harmless, run, settle
 from sinkscope.treat._record import AddedModule, Record, drop_record, find_record, make_record, require_record
 from sinkscope.treat._treatment import Treatment
@@ -74,13 +74,14 @@ def install(
     anatomy = anatomy_of(module)
     before = None if probe is None else run(module, probe)
     record = make_record(module)
+    settled = {part for part in module.modules() if isinstance(part, Part)}
     kept = len(record.steps)
     try:
         with seeded(seed):
             for treatment in chosen:
                 treatment.install(Body(module, anatomy, record))
         if probe is not None and before is not None:
-            settle(module, probe)
+            settle(module, probe, settled)
             if all(treatment.harmless for treatment in chosen):
                 check_harmless(before, run(module, probe), chosen, anatomy.sites[0].dtype)
     except BaseException:

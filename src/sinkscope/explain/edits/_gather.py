@@ -10,10 +10,10 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from sinkscope._errors import CaptureError, InputError
-from sinkscope.capture import HIDDEN_BIAS, AttentionCall, Calls
+from sinkscope.capture import AttentionCall, Calls
 from sinkscope.explain.edits._donors import Donors
 from sinkscope.explain.edits._targets import Target
-from sinkscope.measure import WriteGeometry, write_geometry
+from sinkscope.measure import WriteGeometry, looks_back, write_geometry
 from sinkscope.models import Batch, Inputs, Model
 
 Rows = Mapping[int, Sequence[tuple[int, Target]]]
@@ -52,7 +52,7 @@ class Gathered:
     def on_call(self, call: AttentionCall) -> None:
         """Keep what is needed of a call."""
         self.blocks.add(call.block)
-        self.causal = self.causal and call.kind == "self" and _looks_back(call)
+        self.causal = self.causal and call.kind == "self" and looks_back(call)
         if call.weights is not None:
             self.matrices = max(self.matrices, call.shape[1])
         rows = self._rows.get(call.layer, ()) if call.kind == "self" else ()
@@ -119,12 +119,3 @@ def _valid(valid: Tensor | None, call: AttentionCall) -> Bool[Tensor, "batch tok
     if valid is not None:
         return valid
     return torch.ones(call.shape[0], call.shape[2], dtype=torch.bool)
-
-
-def _looks_back(call: AttentionCall) -> bool:
-    """Whether no query of the first input sees a later key."""
-    if call.causal:
-        return True
-    if call.visible is not None:
-        return not bool(call.visible[0, 0].triu(1).any())
-    return call.mask is not None and not bool((call.mask[0].expand(-1, *call.shape[2:]) > HIDDEN_BIAS).triu(1).any())

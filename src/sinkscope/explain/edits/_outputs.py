@@ -47,6 +47,8 @@ class Distribution:
     - `logits`: of a row.
     - `valid`: positions that count; None for one distribution per input.
     - `ids`: the input's own tokens where the output predicts the next one, else None.
+
+    `loss` is the mean cross-entropy of the next token in nats, None where none is predicted.
     """
 
     def __init__(
@@ -67,7 +69,7 @@ class Distribution:
         impossible = self._log == -torch.inf
         self._impossible = impossible if bool(impossible.any()) else None
         self._top = self._log.argmax(-1)
-        self._loss = self._loss_of(self._log)
+        self.loss = self._loss_of(self._log)
 
     def change(self, logits: Float[Tensor, "*tokens words"]) -> OutputChange:
         """How the output of an edited row differs."""
@@ -80,7 +82,7 @@ class Distribution:
         return OutputChange(
             kl=max(0.0, float(divergence.sum(-1).double().mean())),  # below 0 by rounding only
             top1=top1,
-            loss=None if loss is None or self._loss is None else loss - self._loss,
+            loss=None if loss is None or self.loss is None else loss - self.loss,
         )
 
     def _log_probabilities(self, logits: Tensor) -> Tensor:
