@@ -27,7 +27,7 @@ ROOMS = {
     "artifact": set[str](),
     "attention": {"capture"},
     "tasks": {"attention", "models"},
-    "train": {"artifact", "attention", "capture", "explain", "measure", "models", "report", "tasks"},
+    "train": {"artifact", "attention", "capture", "explain", "measure", "models", "report", "tasks", "treat"},
     "measure": {"artifact", "capture", "models"},
     "explain": {"artifact"},
     "explain.edits": {"artifact", "capture", "measure", "models"},

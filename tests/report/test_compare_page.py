@@ -57,7 +57,12 @@ def test_all_of_it_is_there(folder: Path) -> None:
     text = write_comparison_page(folder).read_text(encoding="utf-8")
     tables = read_comparison(folder)
     notes = tables.facts["notes"]
-    starts = ("B has the weights of A", "the inputs of C are not known", "C has the weights", "no heads were edited in C")
+    starts = (
+        "B has the weights of A",
+        "the inputs of C are not known",
+        "C has the weights",
+        "no heads were edited in C",
+    )
     assert all(note.startswith(start) for note, start in zip(notes, starts, strict=True))
     assert text.count('<p class="coverage warn">') == len(notes)
     for part in ("heads-B", "heads-C", "hidden", "inputs", "sides", "how"):
