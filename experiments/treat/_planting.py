@@ -59,14 +59,15 @@ DISEASES = {"nop": ("nop", 1.0), "adaptive nop": ("nop", 0.6), "bias": ("bias", 
 """Mechanism, and share of the queries that park."""
 
 CURES: dict[str, tuple[tuple[Treatment, ...], float]] = {
-    "gate": ((Gate("headwise"),), 0.003),
+    "gate": ((Gate("headwise"),), 0.03),
     "learned sink": ((LearnedSink(),), 0.03),
     "attention bias": ((AttentionBias(),), 0.03),
     "registers": ((Registers(4),), 0.03),
-    "gate + registers": ((Gate("headwise"), Registers(4)), 0.01),
-    "global pathway": ((GlobalPathway(),), 0.003),
+    "gate + registers": ((Gate("headwise"), Registers(4)), 0.03),
+    "global pathway": ((GlobalPathway(),), 0.01),
 }
-"""Treatments, each put into the planted layer alone, and the learning rate, chosen on heads of other seeds."""
+"""Treatments, each put into the planted layer alone, and the learning rate; those of single treatments were
+tried on a head that is in no table."""
 
 ELSEWHERE = ("gate", "attention bias", "registers")
 """Cures that are also put into another layer: a control with as many parameters."""

@@ -4,12 +4,13 @@
 
 [CLS] and [SEP] are masked in the heads that results/real calls sink heads, all of them nop; or as many random tokens
 are, in three draws; or their values are zeroed. Then a cure is put into all layers and tuned for 100 steps of 2 texts
-of 128 tokens, by distillation to the final tokens of the untouched model. `constant gate` is a gate that does not depend
-on its input: a control, as a nop whose queries differ needs more. `gate, sinks kept` is tuned with the sinks in place,
-where distillation has nothing to teach: its loss is 0. Judged on 96 other texts: squared error of the final tokens, and
-whether sentence similarity holds, as the rank correlation of the cosines of all pairs of mean-pooled embeddings with
-those of the untouched model, and as the share of texts whose nearest text is the same. Three seeds. Written to
-results/treat-minilm: `rows.parquet` (one row per text), `models.csv` (one row per model), `findings.md`, `similar.svg`.
+of 128 tokens, by distillation to the final tokens of the untouched model. `constant gate` is a gate that does not
+depend on its input: a control, as a nop whose queries differ needs more. `gate, sinks kept` is tuned with the sinks
+in place, where distillation has nothing to teach: its loss is 0. Judged on 96 other texts: squared error of the final
+tokens, and whether sentence similarity holds, as the rank correlation of the cosines of all pairs of mean-pooled
+embeddings with those of the untouched model, and as the share of texts whose nearest text is the same. Three seeds.
+Written to results/treat-minilm: `rows.parquet` (one row per text), `models.csv` (one row per model), `findings.md`,
+`similar.svg`.
 """
 
 from __future__ import annotations

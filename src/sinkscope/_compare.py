@@ -221,6 +221,12 @@ def _notes(rows: Sequence[Rows], paired: Sequence[bool], letters: str) -> list[s
             )
         if own["model"]["weights_sha256"] == base["model"]["weights_sha256"]:
             notes.append(f"{letter} has the weights of A")
+        if pair and own["n_tokens"] != base["n_tokens"]:
+            notes.append(
+                f"{letter} has {_tokens(own)} tokens per input and A {_tokens(base)}: the tokens that only one of them "
+                "has are queries and keys like the others, so masses and what follows from them can differ even where "
+                "the models do the same"
+            )
         if not same_heads(rows[0], one):
             notes.append(f"heads are not compared one by one: {letter} has {_shape(one)}, A has {_shape(rows[0])}")
         if own["rule"] != base["rule"]:
@@ -254,6 +260,11 @@ def _notes(rows: Sequence[Rows], paired: Sequence[bool], letters: str) -> list[s
 def _inputs(manifest: Mapping[str, Any]) -> str:
     location = manifest["inputs"].get("location") or manifest["inputs"]["kind"]
     return f"{manifest['n_inputs']} inputs from {location}"
+
+
+def _tokens(manifest: Mapping[str, Any]) -> str:
+    low, high = manifest["n_tokens"]
+    return f"{low}" if low == high else f"{low} to {high}"
 
 
 def _shape(rows: Rows) -> str:
