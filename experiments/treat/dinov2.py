@@ -62,7 +62,7 @@ WORDS = ("nop", "bias", "broadcast", "inert", "undecided")
 
 def main() -> None:
     given = parser(__doc__).parse_args()
-    steps, seeds, judged_count = (2, 1, 4) if given.quick else (STEPS, SEEDS, JUDGED)
+    steps, seeds, judged_count = (2, 1, 8) if given.quick else (STEPS, SEEDS, JUDGED)
     study = Study(given, "dinov2", ("sinks", "cure", "seed"), steps=steps, seeds=seeds, judged=judged_count)
     if not given.tables:
         model = sinkscope.load("zoo:dinov2-small-saliency")
