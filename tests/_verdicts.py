@@ -79,7 +79,7 @@ def fabricate(
         "finished": "2026-01-02T03:05:06+00:00",
         "command": f"sinkscope verify {folder.name}",
         "weights_sha256": "0123456789abcdef" * 4,
-        "heads": edited,
+        "rounds": [edited],
         "options": {"inputs": 64, "donors": 2, "freeze_all": False, "seed": 0},
         "seconds": 31.5,
     }
