@@ -72,17 +72,24 @@ class Study:
     def add(self, rows: Iterable[dict[str, Any]], **key: Any) -> None:
         """Adds the rows of one key."""
         new = pd.DataFrame([{**key, **row} for row in rows])
-        with (self.folder / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # several processes may share a study
+        folder = os.open(self.folder, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)  # several processes may share a study
             table = pd.concat([found for found in (self.table(), new) if not found.empty], ignore_index=True)
             with replacing(self.folder / "rows.parquet") as temporary:
                 table.to_parquet(temporary, index=False)
+        finally:
+            os.close(folder)
 
     def add_to(self, name: str, rows: Iterable[dict[str, Any]], **key: Any) -> None:
-        """Adds rows to a further table, a CSV file."""
+        """Adds rows to a further table, a CSV file; before `add`, which marks the key as done."""
         path = self.folder / name
         table = pd.DataFrame([{**key, **row} for row in rows])
         table.to_csv(path, mode="a", header=not path.is_file(), index=False, float_format="%.6g")
+
+    def further(self, name: str) -> pd.DataFrame:
+        """A further table; a run that was killed may have left rows that the next one made again."""
+        return pd.read_csv(self.folder / name).drop_duplicates(ignore_index=True)
 
     def table(self) -> pd.DataFrame:
         """All rows so far."""

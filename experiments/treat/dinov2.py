@@ -78,8 +78,8 @@ def main() -> None:
             clock = Clock()
             made, told = treated(model, key, tuned_on, neurons, steps)
             rows, more = judge(made, verdicts=key["seed"] == 0)
-            study.add(({"picture": picture, **row} for picture, row in enumerate(rows)), **key)
             study.add_to("models.csv", [told | more], **key)
+            study.add(({"picture": picture, **row} for picture, row in enumerate(rows)), **key)
             study.say(f"{key}: {told | more}, {clock.seconds():.0f} s")
     write(study)
 
@@ -191,7 +191,7 @@ def _note(norms: list[Tensor], _module: nn.Module, args: tuple[Tensor, ...]) -> 
 
 
 def write(study: Study) -> None:
-    table, models = study.table(), pd.read_csv(study.folder / "models.csv")
+    table, models = study.table(), study.further("models.csv")
     rows = []
     for (sinks, cure), of in table.groupby(["sinks", "cure"], sort=False):
         told = models[(models["sinks"] == sinks) & (models["cure"] == cure)]

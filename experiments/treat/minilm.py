@@ -62,8 +62,8 @@ def main() -> None:
             tokens = final(made, judged)
             rows = agreement(tokens, wanted)
             told |= similarity(tokens, wanted) | sinks_of(made, judged[:24])
-            study.add(({"text": text, **row} for text, row in enumerate(rows)), **key)
             study.add_to("models.csv", [told], **key)
+            study.add(({"text": text, **row} for text, row in enumerate(rows)), **key)
             study.say(f"{key}: rank correlation {told['rank_correlation']:.3f}, {told}, {clock.seconds():.0f} s")
     write(study)
 
@@ -132,7 +132,7 @@ def sinks_of(model: Model, ids: Tensor) -> dict[str, Any]:
 
 
 def write(study: Study) -> None:
-    table, models = study.table(), pd.read_csv(study.folder / "models.csv")
+    table, models = study.table(), study.further("models.csv")
     rows, bars = [], []
     for (removed, cure), of in table.groupby(["removed", "cure"], sort=False):
         told = models[(models["removed"] == removed) & (models["cure"] == cure)]

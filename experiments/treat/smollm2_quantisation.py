@@ -139,7 +139,7 @@ def write(study: Study) -> None:
         rows.append([count, place, scales, f"{np.exp(full.mean()):.2f}", f"{np.exp(losses.mean()):.2f}", more, saved])
     head = ["tokens of prefix", "prefix", "one scale per", "perplexity, full precision", "8 bits"]
     head += ["more nats by 8 bits, 95%", "of these saved by moving it out"]
-    largest = pd.read_csv(study.folder / "activations.csv")
+    largest = study.further("activations.csv")
     largest["ratio"] = largest["largest"] / largest["median"]
     inputs = largest.groupby(["place", "count", "layer"], sort=False)[["largest", "ratio"]].max().reset_index()
     study.findings(

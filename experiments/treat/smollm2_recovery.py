@@ -20,7 +20,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from _common import Clock, Study, language_losses, markdown, panels, parser, shown, sink_heads, spans, token_ids
 from torch import Tensor
@@ -62,8 +61,8 @@ def main() -> None:
             )
             cured, told = treated(model, trained, options, key["how"], key["cure"])
             losses = language_losses(cured, held_out)
-            study.add(({"text": text, "loss": loss} for text, loss in enumerate(losses)), **key)
             study.add_to("tuning.csv", [told], **key)
+            study.add(({"text": text, "loss": loss} for text, loss in enumerate(losses)), **key)
             study.say(f"{key}: {losses.mean():.3f} nats, {told}, {clock.seconds():.0f} s")
     write(study)
 
@@ -99,7 +98,7 @@ def treated(model: Model, trained: Tensor, options: TuneOptions, how: str, cure:
 
 def write(study: Study) -> None:
     table = study.table()
-    tuning = pd.read_csv(study.folder / "tuning.csv").set_index(["how", "cure"])
+    tuning = study.further("tuning.csv").set_index(["how", "cure"])
     losses = table.groupby(["how", "cure", "text"], sort=False)["loss"].mean().unstack("text")
     plain = losses.loc[("untouched", "none")].to_numpy()
     rows, bars = [["untouched", "–", "–", f"{np.exp(plain.mean()):.2f}", "–", "–", "–"]], []

@@ -45,9 +45,9 @@ def main() -> None:
             clock = Clock()
             edited = model if removal is None else sinkscope.treat(model, removal)
             losses = language_losses(edited, ids)
-            study.add(({"text": text, "loss": loss} for text, loss in enumerate(losses)), **key)
             if key["draw"] == 0:
                 study.add_to("sinks.csv", sinks_of(edited, ids[:DIAGNOSED, :64]), **key)
+            study.add(({"text": text, "loss": loss} for text, loss in enumerate(losses)), **key)
             study.say(f"{key}: {losses.mean():.3f} nats, {clock.seconds():.0f} s")
     write(study)
 
@@ -100,7 +100,7 @@ def sinks_of(model: Model, ids: Tensor) -> list[dict[str, Any]]:
 
 def write(study: Study) -> None:
     table = study.table()
-    sinks = pd.read_csv(study.folder / "sinks.csv")
+    sinks = study.further("sinks.csv")
     plain = table[table["how"] == "none"].sort_values("text")["loss"].to_numpy()
     rows, bars = [], []
     for (where, how, keys), of in table.groupby(["where", "how", "keys"], sort=False):
