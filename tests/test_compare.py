@@ -42,7 +42,7 @@ def gated() -> Any:
 def folders(ids: torch.Tensor, gated: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Diagnoses of a tiny language model and of the same with gates; not to be changed."""
     out = tmp_path_factory.mktemp("llama")
-    return tuple(  # type: ignore[return-value]
+    return tuple(  # type: ignore[return-value]  # as many as the annotation says
         sinkscope.diagnose(made, ids, out / name, batch_size=4).path
         for name, made in (("plain", model("llama")), ("gated", gated))
     )

@@ -98,7 +98,7 @@ class Study:
 
     def say(self, text: str) -> None:
         """Prints, and writes to the log."""
-        print(text, flush=True)  # noqa: T201
+        print(text, flush=True)  # noqa: T201 - a script's log
         with (self.folder / "log.txt").open("a", encoding="utf-8") as file:
             file.write(text + "\n")
 

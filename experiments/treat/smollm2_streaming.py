@@ -46,7 +46,7 @@ def main() -> None:
     length, texts = (1024, 2) if given.quick else (LENGTH, TEXTS)
     window = 256 if given.quick else given.window
     if given.child:
-        print(json.dumps(child(given.data, given.child[0], int(given.child[1]), length, texts, window)))  # noqa: T201
+        print(json.dumps(child(given.data, given.child[0], int(given.child[1]), length, texts, window)))  # noqa: T201 - read by the parent
         return
     study = Study(given, "smollm2-streaming", ("cache", "text"), window=window, length=length, texts=texts)
     for text in range(texts):

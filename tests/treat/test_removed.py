@@ -108,7 +108,7 @@ def test_column_mass(causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(found, (weights * queries[:, None, :, None]).sum(2), rtol=1e-9, atol=1e-9)
 
 
-class _Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untyped in torch
     """Bytes of the largest tensor that an operation makes."""
 
     bytes = 0
@@ -129,6 +129,6 @@ def test_memory_is_linear_in_tokens(how: Any, causal: bool) -> None:
     removed = torch.zeros(1, 2, tokens, dtype=torch.bool)
     removed[0, 0, 3] = removed[0, 1, 11] = True
     parameters = {"removed": removed, "own": torch.arange(tokens)[None, None]}
-    with torch.no_grad(), _Largest() as largest:  # type: ignore[no-untyped-call]
+    with torch.no_grad(), _Largest() as largest:  # type: ignore[no-untyped-call]  # untyped in torch
         Removed(Softmax(), how)(q, k, v, causal=causal, parameters=parameters)
     assert 0 < largest.bytes <= 2 * q.untyped_storage().nbytes() < tokens**2  # less than a mask of one head

@@ -202,7 +202,7 @@ def test_hooks_for_final_tokens_are_taken_off_again() -> None:
 def test_objectives_that_a_model_cannot_have() -> None:
     with pytest.raises(OptionError, match="lm for BERT, whose tokens see those behind them; expected a decoder"):
         short(treated("bert", Gate()), example("bert", INPUTS), "lm")
-    trunk = treat.treat(load(base("llama").module.model), Gate())  # type: ignore[arg-type]
+    trunk = treat.treat(load(base("llama").module.model), Gate())  # type: ignore[arg-type]  # module is typed loosely
     with pytest.raises(OptionError, match="lm for LlamaModel, which has no language head"):
         short(trunk, example("llama", INPUTS), "lm")
     with pytest.raises(InputError, match="inputs of one token"):

@@ -124,7 +124,7 @@ def other_gate() -> Model:
 def other_weights() -> Model:
     made = treated("vit", *TREATED["vit"])
     with torch.no_grad():
-        made.module.classifier.bias.add_(1)  # type: ignore[operator, union-attr]
+        made.module.classifier.bias.add_(1)  # type: ignore[operator, union-attr]  # nn.Module's attributes
     return made
 
 

@@ -149,7 +149,7 @@ def test_windows_of_a_text(tmp_path: Path) -> None:
 def test_strings_of_different_length_and_their_classes(tmp_path: Path) -> None:
     save("bert", tmp_path)
     bert_tokenizer(tmp_path)
-    plain = load(load(str(tmp_path)).module.bert, modality="text")  # type: ignore[arg-type]
+    plain = load(load(str(tmp_path)).module.bert, modality="text")  # type: ignore[arg-type]  # nn.Module's attributes
     with seeded(0), torch.no_grad():
         for parameter in plain.module.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.2)
