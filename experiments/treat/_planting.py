@@ -128,7 +128,7 @@ def damage(model: Model, who: Patient, at: int) -> float:
 
 def removed(who: Patient, subject: Subject, how: str) -> Model:
     """The planted model whose planted head has lost its sink."""
-    model: Model = sinkscope.treat(who.planted.model, RemoveSinks(how, (subject.at,), heads=(who.place,)))  # type: ignore[arg-type]
+    model: Model = sinkscope.treat(who.planted.model, RemoveSinks(how, (subject.at,), heads=(who.place,)))  # type: ignore[arg-type]  # a Model or a module
     return model
 
 
