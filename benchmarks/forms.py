@@ -1,19 +1,18 @@
 """What every attention form costs against fused softmax attention: time and memory, forward and backward.
 
-    python benchmarks/forms.py [--rounds 7] [--forms NAME,...] [--tokens 256,1024,4096] [--no-causal] [--results FOLDER]
+    python benchmarks/forms.py [--rounds 7] [--forms NAME,...] [--tokens 256,1024,4096]
+                               [--mask all|causal|both] [--results FOLDER]
 
 The same queries, keys and values, six heads of width 64 as in a ViT-S, in batches of 4096 tokens in all. A form is
 timed with what it computes from the module's input (gates) and does behind the output projection. Ratios to softmax are
 taken within a round; the median over rounds is written with the smallest and largest. Memory is what a forward and
 backward pass adds to the resident memory of a child process at its peak, in MB, gradients included; it is read from
-/proc, so this runs on Linux only.
+/proc, so this runs on Linux only. What forms.json holds of other sizes and masks on the same machine stays there.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _common import in_words, machine, mark_memory, merged, over_rounds, resident, write
 from torch import Tensor
 
 from sinkscope import attention
@@ -93,21 +93,16 @@ def time_all(names: list[str], tokens: int, causal: bool, rounds: int) -> list[d
         row: dict[str, Any] = {"form": name, "tokens": tokens, "causal": causal, "rounds": rounds}
         row["computed"] = attention.cards()[name].computed
         for at, part in enumerate(("forward", "forward and backward")):
-            ratios = sorted(a[at] / b[at] for a, b in zip(measured[name], measured["softmax"], strict=True))
-            row[part] = {"median": statistics.median(ratios), "low": ratios[0], "high": ratios[-1]}
+            row[part] = over_rounds([a[at] / b[at] for a, b in zip(measured[name], measured["softmax"], strict=True)])
             row[part]["seconds"] = statistics.median(seconds[at] for seconds in measured[name])
         row["memory"] = memory(name, tokens, causal)
         rows.append(row)
         print(
-            f"{name:20}{tokens:7}{'causal' if causal else 'all':>8}{_ratio(row['forward']):>22}"
-            f"{_ratio(row['forward and backward']):>22}{row['memory']:10.0f}",
+            f"{name:20}{tokens:7}{'causal' if causal else 'all':>8}{in_words(row['forward']):>22}"
+            f"{in_words(row['forward and backward']):>22}{row['memory']:10.0f}",
             flush=True,
         )
     return rows
-
-
-def _ratio(measured: dict[str, float]) -> str:
-    return f"{measured['median']:.2f} [{measured['low']:.2f}, {measured['high']:.2f}]"
 
 
 def memory(name: str, tokens: int, causal: bool) -> float:
@@ -120,23 +115,9 @@ def memory(name: str, tokens: int, causal: bool) -> float:
 def child(name: str, tokens: int, causal: bool) -> None:
     Program(name, WARM, causal).train()
     program = Program(name, tokens, causal)
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew, from what is resident now
-    before = resident("VmRSS")
+    before = mark_memory()
     program.train()
     print(resident("VmHWM") - before)
-
-
-def resident(kind: str) -> float:
-    """Resident memory in MB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(kind)) / 1024
-
-
-def machine() -> str:
-    names = [
-        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
 def main() -> None:
@@ -144,7 +125,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--forms", default="", help="only these, comma separated")
     parser.add_argument("--tokens", default="256,1024,4096")
-    parser.add_argument("--no-causal", action="store_true", help="only attention to all tokens")
+    parser.add_argument("--mask", choices=("all", "causal", "both"), default="both", help="what tokens attend to")
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results"), help="folder of forms.json")
     parser.add_argument("--child", nargs=3, metavar=("FORM", "TOKENS", "CAUSAL"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -155,13 +136,12 @@ def main() -> None:
     names = [name for name in options.forms.split(",") if name] or attention.names()
     print(f"{'form':20}{'tokens':>7}{'mask':>8}{'forward':>22}{'forward and backward':>22}{'peak MB':>10}")
     rows: list[dict[str, Any]] = []
-    for causal in (False,) if options.no_causal else (False, True):
+    for causal in {"all": (False,), "causal": (True,), "both": (False, True)}[options.mask]:
         able = [name for name in names if runs(name, causal)]
         for tokens in (int(number) for number in options.tokens.split(",")):
             rows += time_all(able, tokens, causal, options.rounds)
     path: Path = options.results / "forms.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=2) + "\n")
+    write(path, merged(path, rows, ("form", "tokens", "causal")))
 
 
 if __name__ == "__main__":

@@ -12,8 +12,6 @@ with the smallest and largest. Peak memory is measured in child processes, one p
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import resource
 import statistics
 import subprocess
@@ -25,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _common import in_words, machine, over_rounds, write
 
 import sinkscope
 from sinkscope.measure import MeasureOptions, measure
@@ -182,7 +181,7 @@ def time_case(case: Case, rounds: int, eager_rounds: int) -> dict[str, Any]:
     row: dict[str, Any] = {"case": case.name, "aim": case.aim, "aim_sampled": case.aim_sampled, "rounds": rounds}
     row["plain_seconds"] = statistics.median(plains)
     for name, found in ratios.items():
-        row[name] = {"median": statistics.median(found), "low": min(found), "high": max(found)}
+        row[name] = over_rounds(found)
     return row
 
 
@@ -206,17 +205,6 @@ def child(mode: str, tokens: int) -> None:
     else:
         eager(model, batch, 1)
     print(loaded, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-
-
-def machine() -> str:
-    names = [
-        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-
-
-def _ratio(measured: dict[str, float]) -> str:
-    return f"{measured['median']:.3f} [{measured['low']:.2f}, {measured['high']:.2f}]"
 
 
 def main() -> None:
@@ -250,8 +238,8 @@ def time_all(cases: Sequence[Case], rounds: int, eager_rounds: int) -> list[dict
         row = time_case(case, rounds, eager_rounds)
         slow = f"{row[EAGER]['median']:.2f}" if eager_rounds else "-"
         print(
-            f"{case.name:26}{row['plain_seconds']:9.3f}{_ratio(row['diagnosed']):>22}{case.aim:6.2f}"
-            f"{_ratio(row['sampled 64']):>22}{case.aim_sampled:6.2f}{slow:>8}",
+            f"{case.name:26}{row['plain_seconds']:9.3f}{in_words(row['diagnosed'], 3):>22}{case.aim:6.2f}"
+            f"{in_words(row['sampled 64'], 3):>22}{case.aim_sampled:6.2f}{slow:>8}",
             flush=True,
         )
         rows.append(row)
@@ -273,11 +261,6 @@ def memory_all() -> list[dict[str, Any]]:
         )
         rows.append(row)
     return rows
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

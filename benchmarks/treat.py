@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _common import in_words, machine, mark_memory, over_rounds, resident, write
 from torch import Tensor, nn
 
 import sinkscope
@@ -135,21 +135,16 @@ def measured(case: Case, names: list[str], rounds: int) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"case": case.name, "treatment": name, "rounds": rounds, "aim": AIMS.get(name)}
         row["parameters"] = sum(p.numel() for p in treat.added(program.module).values())
         for at, part in enumerate(("forward", "forward and backward")):
-            ratios = sorted(own[at] / reference[at] for own, reference in passes)
-            row[part] = {"median": statistics.median(ratios), "low": ratios[0], "high": ratios[-1]}
+            row[part] = over_rounds([own[at] / reference[at] for own, reference in passes])
             row[part]["seconds"] = statistics.median(own[at] for own, _ in passes)
         rows.append(row)
         aim = "" if row["aim"] is None else f"{row['aim']:.2f}"
         print(
-            f"{case.name:20}{name:28}{row['parameters']:>10}{_ratio(row['forward']):>20}"
-            f"{_ratio(row['forward and backward']):>22}{aim:>6}",
+            f"{case.name:20}{name:28}{row['parameters']:>10}{in_words(row['forward']):>20}"
+            f"{in_words(row['forward and backward']):>22}{aim:>6}",
             flush=True,
         )
     return rows
-
-
-def _ratio(found: dict[str, float]) -> str:
-    return f"{found['median']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
 
 
 def stream(tokens: int) -> list[dict[str, Any]]:
@@ -168,8 +163,7 @@ def child(tokens: int) -> list[dict[str, Any]]:
     rows = []
     with torch.inference_mode():
         module(ids[:, :PART], use_cache=False, logits_to_keep=1)  # weights are read from their file on their first use
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew, from what is resident now
-        before = resident("VmRSS")
+        before = mark_memory()
         cache = treat.SinkCache(model, WINDOW, SINKS)
         for start in range(0, tokens, PART):
             module(ids[:, start : start + PART], past_key_values=cache, logits_to_keep=1)
@@ -178,19 +172,6 @@ def child(tokens: int) -> list[dict[str, Any]]:
                 peak = resident("VmHWM") - before
                 rows.append({"tokens": end, "cache_mb": cache.nbytes / 2**20, "peak_mb": peak})
     return rows
-
-
-def resident(kind: str) -> float:
-    """Resident memory in MB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(kind)) / 1024
-
-
-def machine() -> str:
-    names = [
-        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
 def main() -> None:
@@ -213,9 +194,7 @@ def main() -> None:
         if not options.cases or case.name in options.cases.split(","):
             rows += measured(case, names, options.rounds)
     streamed = stream(options.stream) if options.stream else []
-    path: Path = options.results / "treat.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"machine": machine(), "rows": rows, "stream": streamed}, indent=2) + "\n")
+    write(options.results / "treat.json", rows, stream=streamed)
 
 
 if __name__ == "__main__":

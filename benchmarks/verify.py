@@ -6,14 +6,14 @@ Heads are spread over the layers of the model; every one is edited on every inpu
 edits of `sinkscope verify`. The plain way runs the whole model once per edit, head and batch of the same inputs, with
 a hook on the attention's output projection that changes the head's columns: it is timed on forward passes that change
 nothing, as many as it would need. Both run in turn, round after round, in one process; ratios are taken within a round,
-the median over rounds is written with the smallest and largest. A row is one input under one edit of one head.
+the median over rounds is written with the smallest and largest. A row is one input under one edit of one head. Written:
+`verify.json`, and `verify.svg` with both ways against the number of heads.
+What verify.json holds of other cases on the same machine stays there.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
 import tempfile
 import time
@@ -22,8 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import matplotlib
+import matplotlib.pyplot as plt
 import pandas as pd
 import torch
+from _common import in_words, machine, merged, over_rounds, write
 
 import sinkscope
 from sinkscope.artifact import read_edits
@@ -133,26 +136,36 @@ def measured(case: Case, heads: list[int], n_inputs: int, rounds: int, freeze_al
             ratios[count].append(passes * forward / took)
     rows = []
     for count in heads:
-        one = sorted(ratios[count])
         row: dict[str, Any] = {"case": case.name, "heads": count, "inputs": n_inputs, "frozen": freeze_all}
         row |= {"rounds": rounds, "rows": len(made[count]), "seconds": statistics.median(seconds[count])}
         row["milliseconds per row"] = 1000 * row["seconds"] / row["rows"]
-        row["times faster than the plain way"] = {"median": statistics.median(one), "low": one[0], "high": one[-1]}
+        row["times faster than the plain way"] = over_rounds(ratios[count])
         rows.append(row)
         later = "frozen" if freeze_all else "responding"
         print(
             f"{case.name:20}{later:>12}{count:7}{row['rows']:8}{row['seconds']:10.1f}"
-            f"{row['milliseconds per row']:12.1f}{statistics.median(one):10.2f} [{one[0]:.2f}, {one[-1]:.2f}]",
+            f"{row['milliseconds per row']:12.1f}{in_words(row['times faster than the plain way']):>22}",
             flush=True,
         )
     return rows
 
 
-def machine() -> str:
-    names = [
-        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Seconds against edited heads, both ways."""
+    names = list(dict.fromkeys(row["case"] for row in rows))
+    with matplotlib.rc_context({"svg.hashsalt": "sinkscope"}):
+        figure, axes = plt.subplots(1, len(names), figsize=(3.8 * len(names), 3.2), layout="constrained", squeeze=False)
+        for panel, name in zip(axes[0], names, strict=True):
+            own = [row for row in rows if row["case"] == name]
+            heads, seconds = [row["heads"] for row in own], [row["seconds"] for row in own]
+            times = [row["times faster than the plain way"]["median"] for row in own]
+            panel.plot(heads, [a * b for a, b in zip(seconds, times, strict=True)], "s--", label="one forward per edit")
+            panel.plot(heads, seconds, "o-", label="sinkscope")
+            panel.set(title=name, xlabel="edited heads", ylim=(0, None))
+        axes[0][0].set_ylabel("seconds")
+        axes[0][0].legend()
+        figure.savefig(path, metadata={"Date": None, "Creator": None})
+        plt.close(figure)
 
 
 def main() -> None:
@@ -165,15 +178,16 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results"), help="folder of verify.json")
     options = parser.parse_args()
     print(machine())
-    print(f"{'case':20}{'later layers':>12}{'heads':>7}{'rows':>8}{'seconds':>10}{'ms per row':>12}{'faster':>10}")
+    print(f"{'case':20}{'later layers':>12}{'heads':>7}{'rows':>8}{'seconds':>10}{'ms per row':>12}{'faster':>22}")
     heads = [int(number) for number in options.heads.split(",")]
     rows: list[dict[str, Any]] = []
     for case in CASES:
         if not options.cases or case.name in options.cases.split(","):
             rows += measured(case, heads, options.inputs, options.rounds, options.freeze_all)
     path: Path = options.results / "verify.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=2) + "\n")
+    rows = merged(path, rows, ("case", "heads", "inputs", "frozen"))
+    write(path, rows)
+    draw(rows, options.results / "verify.svg")
 
 
 if __name__ == "__main__":

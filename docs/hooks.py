@@ -10,7 +10,7 @@ import typer.cli
 import typer.main
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
-from tables import columns as toy_columns, forms, tasks as task_pages, treatments, tuning, verdicts
+from tables import columns as toy_columns, costs, findings, forms, tasks as task_pages, treatments, tuning, verdicts
 from tables.markdown import table
 from tables.papers import beside
 from tables.results import confusion, experiments
@@ -116,7 +116,9 @@ MARKS: dict[str, Callable[[], str]] = {
     "verdicts: edits": verdicts.edits,
     "verdicts: words": verdicts.words,
     "verdicts: thresholds": verdicts.thresholds,
-    **{f"findings: {name}": partial(verdicts.findings, name) for name in verdicts.FINDINGS},
+    "costs: edits": costs.edits,
+    "costs: treatments": costs.treatments,
+    "costs: stream": costs.stream,
 }
 
 
@@ -126,10 +128,15 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         for figure in experiment.figures:
             name = f"results/{experiment.name}/{figure.name}"
             files.append(File.generated(config, name, abs_src_path=str(figure)))
-    for name, figure in verdicts.figures():
+    for name, figure in (*findings.figures(), *costs.figures()):
         files.append(File.generated(config, name, abs_src_path=str(figure)))
     return files
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    return re.sub(r"<!-- (.+?) -->", lambda mark: MARKS[mark[1]](), markdown)
+    return re.sub(r"<!-- (.+?) -->", lambda mark: _filled(mark[1]), markdown)
+
+
+def _filled(mark: str) -> str:
+    kind, _, name = mark.partition(": ")
+    return findings.findings(name) if kind == "findings" else MARKS[mark]()

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
+from _yardstick_matched import matched, rate
 
 from sinkscope.artifact import write_text
-from sinkscope.explain import wilson
 
 WORDS = ("nop", "broadcast", "bias", "inert", "undecided", "no sink")
 NAMED = ("nop", "broadcast", "bias")
@@ -69,6 +68,7 @@ def _part(rows: pd.DataFrame) -> list[str]:
         *_confusion(f"Measured mass >= {MASS}, and heads without a sink", strong),
         *_confusion(f"Measured mass < {MASS}", weak),
         *_scores(strong),
+        *matched(pure),
         *_calibration(pure),
         *_share_errors(rows[rows["shares_silent"].notna() & (rows["mechanism"] != "inert")]),
     ]
@@ -93,7 +93,7 @@ def _scores(rows: pd.DataFrame) -> list[str]:
         for word in NAMED if judge == "said" else NAMED[:2]:
             true, called = rows["truth"] == word, rows[judge] == word
             hit = int((true & called).sum())
-            precision, recall = _rate(hit, int(called.sum())), _rate(hit, int(true.sum()))
+            precision, recall = rate(hit, int(called.sum())), rate(hit, int(true.sum()))
             f1 = 2 * hit / max(1, int(called.sum()) + int(true.sum()))
             open_ = int((true & rows[judge].isin(["undecided", "other", "no event"])).sum())
             name = "sinkscope" if judge == "said" else judge
@@ -120,7 +120,7 @@ def _calibration(rows: pd.DataFrame) -> list[str]:
         right = int((group["said"] == group["truth"]).sum())
         stated = f"{group['confidence'].astype(float).mean():.3f}"
         lines.append(
-            _row([f"{interval.left:g} to {interval.right:g}", str(len(group)), stated, _rate(right, len(group))])
+            _row([f"{interval.left:g} to {interval.right:g}", str(len(group)), stated, rate(right, len(group))])
         )
     return lines
 
@@ -146,19 +146,12 @@ def _share_errors(rows: pd.DataFrame) -> list[str]:
                     share,
                     f"{error.mean():.3f}",
                     f"{error.median():.3f}",
-                    _rate(held, int(known.sum())),
+                    rate(held, int(known.sum())),
                     f"{rest.mean():.3f}",
                 ]
             )
         )
     return lines
-
-
-def _rate(hits: int, of: int) -> str:
-    if not of:
-        return "none"
-    low, high = wilson(np.array([hits]), np.array([of]))
-    return f"{hits / of:.3f} [{low[0]:.3f}, {high[0]:.3f}] ({hits}/{of})"
 
 
 def _row(cells: Iterable[str] | Sequence[str]) -> str:

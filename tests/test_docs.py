@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from docs.tables import columns, forms, papers, results, tasks as pages, verdicts
+from docs.tables import columns, findings, forms, papers, results, tasks as pages, verdicts
 from docs.tables.docstring import meanings, prose
 from docs.tables.markdown import MISSING, number, plain, spread, table
 from docs.tables.results import EXPERIMENTS, Experiment, edits, experiments, outcomes, settings, signatures
@@ -199,13 +199,13 @@ def test_every_edit_word_and_threshold_is_explained() -> None:
 
 def test_findings_stand_in_the_page_with_their_figures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(verdicts, "_RESULTS", tmp_path)
-    assert "Not run yet" in verdicts.findings("real")
-    assert list(verdicts.figures()) == []
+    assert "Not run yet" in findings.findings("real")
+    assert list(findings.figures()) == []
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / "findings.md").write_text("### Verdicts\n\nText.\n")
     (tmp_path / "real" / "layers.svg").write_text("<svg/>")
-    assert verdicts.findings("real") == "### Verdicts\n\nText.\n\n![layers](results/real/layers.svg)"
-    assert list(verdicts.figures()) == [("results/real/layers.svg", tmp_path / "real" / "layers.svg")]
+    assert findings.findings("real") == "### Verdicts\n\nText.\n\n![layers](results/real/layers.svg)"
+    assert list(findings.figures()) == [("results/real/layers.svg", tmp_path / "real" / "layers.svg")]
 
 
 # -- results ----------------------------------------------------------------------------------------------------------

@@ -1,10 +1,8 @@
-"""What verdicts are made of: edits, words and their conditions, thresholds, and committed findings."""
+"""What verdicts are made of: edits, words and their conditions, and thresholds."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 
 from sinkscope.artifact import EDITS
 from sinkscope.explain import CONDITIONS, Thresholds
@@ -12,10 +10,6 @@ from sinkscope.explain import CONDITIONS, Thresholds
 from .docstring import meanings
 from .markdown import number, plain, table
 
-FINDINGS = ("yardstick", "nulls", "coverage", "real")
-"""Folders under experiments/results whose `findings.md` and figures stand in the page."""
-
-_RESULTS = Path(__file__).parents[2] / "experiments" / "results"
 _EDITS = {
     "noop": ("v&prime; = v<sub>s</sub>", "nothing may change: the noise floor, and the test of a deterministic model"),
     "zero": ("v&prime; = 0", "what the sink hands out, as it is"),
@@ -70,23 +64,3 @@ def thresholds() -> str:
     told = meanings(Thresholds)
     rows = [[f"`{name}`", number(value), plain(told[name])] for name, value in asdict(Thresholds()).items()]
     return table(["threshold", "value", "meaning"], rows)
-
-
-def findings(name: str) -> str:
-    """The committed findings of an experiment and its figures, to stand under a heading of the second order."""
-    path = _RESULTS / name / "findings.md"
-    if not path.is_file():
-        return "*Not run yet: no table is committed.*"
-    text = path.read_text(encoding="utf-8").strip()
-    return "\n\n".join([text, *(f"![{figure.stem}](results/{name}/{figure.name})" for figure in _figures_of(name))])
-
-
-def figures() -> Iterator[tuple[str, Path]]:
-    """Place in the site and file of every committed figure of FINDINGS."""
-    for name in FINDINGS:
-        for figure in _figures_of(name):
-            yield f"results/{name}/{figure.name}", figure
-
-
-def _figures_of(name: str) -> list[Path]:
-    return sorted((_RESULTS / name).glob("*.svg"))

@@ -12,6 +12,7 @@ import typer
 
 from sinkscope._ending import stoppable
 from sinkscope._errors import MissingExtraError
+from sinkscope._flags import AsJson, Device, TrustRemoteCode
 
 
 def compare(
@@ -33,12 +34,10 @@ def compare(
         Path | None,
         typer.Option(metavar="FOLDER", help="Where the comparison goes; by default compare-A in the last folder."),
     ] = None,
-    device: Annotated[str, typer.Option(metavar="DEVICE", help="Where models run, such as cpu or cuda:0.")] = "cpu",
+    device: Device = "cpu",
     seed: Annotated[int, typer.Option(metavar="N", help="Of bootstrap intervals.")] = 0,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with a model.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compare diagnoses: sinks, verdicts, norms, outliers, and whether outputs agree.
 

@@ -15,6 +15,7 @@ from typer.core import TyperCommand
 
 from sinkscope._ending import stoppable
 from sinkscope._errors import OptionError
+from sinkscope._flags import AsJson, Dataset, Device, DType, Images, Length, Size, SkipBad, Text, TrustRemoteCode
 from sinkscope._given import KINDS, given_input, require_reference
 from sinkscope._treated_reference import treated_folder
 
@@ -85,17 +86,9 @@ def treat(
         bool,
         typer.Option("--tune", help="Train what was added, all else frozen. A run that was stopped goes on."),
     ] = False,
-    images: Annotated[
-        Path | None,
-        typer.Option(metavar="PATH", help="Pictures to check and tune on: a folder with its subfolders, or one file."),
-    ] = None,
-    text: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A text to check and tune on, cut into windows.")
-    ] = None,
-    dataset: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="A parquet file or a folder of them, or NAME[:SPLIT] of a hub dataset."),
-    ] = None,
+    images: Images = None,
+    text: Text = None,
+    dataset: Dataset = None,
     objective: Annotated[
         str | None,
         typer.Option(
@@ -108,33 +101,21 @@ def treat(
     lr: Annotated[float | None, typer.Option(metavar="X", help="Largest learning rate; 0.01 by default.")] = None,
     batch_size: Annotated[int, typer.Option(metavar="N", help="Inputs per forward pass, and per update.")] = 8,
     limit: Annotated[int | None, typer.Option(metavar="N", help="Use only the first N inputs.")] = None,
-    size: Annotated[
-        int | None,
-        typer.Option(metavar="PIXELS", help="Side of the square pictures; the model's own by default."),
-    ] = None,
-    length: Annotated[
-        int | None,
-        typer.Option(metavar="TOKENS", help="Length of the text windows; by default the model's, at most 128."),
-    ] = None,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out inputs that cannot be read, instead of stopping.")
-    ] = False,
-    device: Annotated[str, typer.Option(metavar="DEVICE", help="Where the model runs, such as cpu or cuda:0.")] = "cpu",
-    dtype: Annotated[
-        str | None,
-        typer.Option(metavar="TYPE", help="float64, float32, bfloat16 or float16; the checkpoint's own by default."),
-    ] = None,
+    size: Size = None,
+    length: Length = None,
+    skip_bad: SkipBad = False,
+    device: Device = "cpu",
+    dtype: DType = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Of random starts, and of the order of inputs.")] = 0,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
+    as_json: AsJson = False,
 ) -> None:
     """Put gates, registers and other treatments into a pretrained model, and tune them.
 
     The model stays as it is. FOLDER gets what was added, and treated:FOLDER is both together: to diagnose, verify,
-    compare or treat further. Most treatments start without effect. That is checked on the first inputs, or on made-up
-    ones where none are given. Exit code 1: tuning has diverged, and FOLDER has the best values before.
+    compare or treat further. --images, --text or --dataset give inputs to check and tune on. Most treatments start
+    without effect. That is checked on the first inputs, or on made-up ones where none are given. Exit code 1: tuning
+    has diverged, and FOLDER has the best values before.
     """
     if list_all:
         from sinkscope._treat_lines import list_lines

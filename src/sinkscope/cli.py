@@ -14,6 +14,7 @@ from sinkscope import __version__
 from sinkscope._compare_command import compare
 from sinkscope._ending import batches_kept, edits_kept, one_line_errors, stoppable
 from sinkscope._errors import MissingExtraError, OptionError
+from sinkscope._flags import AsJson, Dataset, Device, DType, Images, Length, Size, SkipBad, Text, TrustRemoteCode
 from sinkscope._given import KINDS, given_input, require_reference
 from sinkscope._toy import toy
 from sinkscope._toy_reference import toy_folder
@@ -38,7 +39,6 @@ app.command(epilog="Example: sinkscope compare runs/minilm runs/minilm-gated")(c
 Folder = Annotated[
     Path, typer.Argument(metavar="FOLDER", help="What a diagnosis has written: its --out folder.", show_default=False)
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
 def main() -> NoReturn:
@@ -68,47 +68,30 @@ def diagnose(
         Path,
         typer.Option(metavar="FOLDER", help="Where the results go. A run that was stopped there goes on."),
     ],
-    images: Annotated[
-        Path | None,
-        typer.Option(metavar="PATH", help="Pictures: a folder, searched with its subfolders, or one file."),
-    ] = None,
-    text: Annotated[Path | None, typer.Option(metavar="FILE", help="A text file, cut into windows.")] = None,
-    dataset: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="A parquet file or a folder of them, or NAME[:SPLIT] of a hub dataset."),
-    ] = None,
+    images: Images = None,
+    text: Text = None,
+    dataset: Dataset = None,
     limit: Annotated[
         int | None,
         typer.Option(metavar="N", help="Measure only the first N inputs; all by default, 256 for a toy."),
     ] = None,
     batch_size: Annotated[int, typer.Option(metavar="N", help="Inputs per forward pass.")] = 8,
-    size: Annotated[
-        int | None,
-        typer.Option(metavar="PIXELS", help="Side of the square pictures; the model's own by default."),
-    ] = None,
-    length: Annotated[
-        int | None,
-        typer.Option(metavar="TOKENS", help="Length of the text windows; by default the model's, at most 128."),
-    ] = None,
+    size: Size = None,
+    length: Length = None,
     queries: Annotated[
         str, typer.Option(metavar="all|N", help="Use all queries, which is exact, or a sample of N per input.")
     ] = "all",
     rule: Annotated[
         str, typer.Option(metavar="RULE", help="What counts as an event: the name of a rule, or a .toml file.")
     ] = "fesser",
-    device: Annotated[str, typer.Option(metavar="DEVICE", help="Where the model runs, such as cpu or cuda:0.")] = "cpu",
-    dtype: Annotated[
-        str | None,
-        typer.Option(metavar="TYPE", help="float64, float32, bfloat16 or float16; the checkpoint's own by default."),
-    ] = None,
+    device: Device = "cpu",
+    dtype: DType = None,
     num_workers: Annotated[int, typer.Option(metavar="N", help="Threads that read inputs ahead; none if 0.")] = 0,
     seed: Annotated[
         int,
         typer.Option(metavar="N", help="Of sampled queries and of bootstrap intervals."),
     ] = 0,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out and name inputs that cannot be read, instead of stopping.")
-    ] = False,
+    skip_bad: SkipBad = False,
     device_map: Annotated[
         str | None,
         typer.Option(metavar="MAP", help="transformers' device_map, such as auto, for a model larger than a device."),
@@ -117,9 +100,7 @@ def diagnose(
         str | None,
         typer.Option(metavar="PLAN", help="auto: cut the heads of every layer over the processes of torchrun."),
     ] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
-    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Find the sinks of a model on real inputs; write tables and a report.
@@ -188,11 +169,9 @@ def verify(
     batch_size: Annotated[
         int, typer.Option(metavar="N", help="Most rows per edited pass; a row is one input under one edit.")
     ] = 128,
-    device: Annotated[str, typer.Option(metavar="DEVICE", help="Where the model runs, such as cpu or cuda:0.")] = "cpu",
+    device: Device = "cpu",
     seed: Annotated[int, typer.Option(metavar="N", help="Of donors, controls and bootstrap intervals.")] = 0,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
-    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Edit sink heads one at a time and say what each one does.

@@ -64,6 +64,7 @@ class Distribution:
             self._followed[:-1] &= valid[1:]
             self._followed[-1] = False
             self._ids = ids.roll(-1)
+        self._counted = None if valid is None or bool(valid.all()) else valid
         self._log = self._log_probabilities(logits)
         self._probabilities = self._log.exp()
         impossible = self._log == -torch.inf
@@ -76,7 +77,7 @@ class Distribution:
         log = self._log_probabilities(logits)
         loss = self._loss_of(log)
         top1 = float((log.argmax(-1) == self._top).double().mean())
-        divergence = (self._log - log).mul_(self._probabilities)
+        divergence = torch.sub(self._log, log, out=log).mul_(self._probabilities)
         if self._impossible is not None:
             divergence.masked_fill_(self._impossible, 0)
         return OutputChange(
@@ -86,12 +87,12 @@ class Distribution:
         )
 
     def _log_probabilities(self, logits: Tensor) -> Tensor:
-        counted = logits if self._valid is None else logits[self._valid]
+        counted = logits if self._counted is None else logits[self._counted]
         return counted.to(torch.promote_types(counted.dtype, torch.float32)).log_softmax(-1)
 
     def _loss_of(self, log: Tensor) -> float | None:
         if self._ids is None or self._followed is None or not bool(self._followed.any()):
             return None
         assert self._valid is not None
-        of_counted = log[self._followed[self._valid]]
-        return -float(of_counted.gather(-1, self._ids[self._followed, None]).double().mean())
+        next_token = log.gather(-1, self._ids[self._valid, None])
+        return -float(next_token[self._followed[self._valid]].double().mean())
