@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 from _yardstick_matched import matched, rate
+from _yardstick_thresholds import section
 
 from sinkscope.artifact import write_text
 
@@ -14,6 +15,7 @@ WORDS = ("nop", "broadcast", "bias", "inert", "undecided", "no sink")
 NAMED = ("nop", "broadcast", "bias")
 NO_SINK = ("uniform", "diagonal", "dead")
 RULES = ("fesser", "fesser-counts")
+THRESHOLDS = "thresholds.csv"
 MASS = 0.5
 SHARES = ("silent", "constant", "content")
 BINS = (0.0, 0.5, 0.8, 0.9, 0.95, 0.99, 1.0)
@@ -39,6 +41,8 @@ def write_tables(rows: pd.DataFrame, out: Path) -> None:
         chosen = rows[(rows["part"] == part) & rows["faithful"]]
         if len(chosen):
             lines += ["", f"#### {title}", *_part(chosen)]
+    if (out / THRESHOLDS).is_file():
+        lines += section(pd.read_csv(out / THRESHOLDS))
     write_text(out / "findings.md", "\n".join(lines) + "\n")
 
 

@@ -2,6 +2,7 @@
 
     python experiments/yardstick.py run --data FOLDER --runs FOLDER [--models dinov2,minilm,smollm2]
                                         [--part fit|score|both] [--process 0/1]
+    python experiments/yardstick.py thresholds --runs FOLDER
     python experiments/yardstick.py tables --runs FOLDER
 
 FOLDER of --data holds `images/` and `text.txt`. `run` plants one head in every even layer of a copy (part `fit`, on
@@ -11,7 +12,8 @@ tokens), verifies the planted sink heads, and removes the checkpoint. Heads of o
 planted from the first layer to the last, each truth measured in that very copy: no later layer changes what an earlier
 one reads. Copies that are done are not done again; `--process K/N` takes every N-th copy. `tables` judges the stored
 edits with the thresholds of today, and writes experiments/results/yardstick: `heads.csv`, one row per planted head, and
-`findings.md`.
+`findings.md`. `thresholds` judges the part to fit on under other thresholds, for a table of the findings:
+`thresholds.csv`, ten minutes.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ from typing import Any
 import pandas as pd
 import torch
 from _yardstick_cases import PARTS, SUBJECTS, copies
-from _yardstick_tables import write_tables
+from _yardstick_tables import THRESHOLDS, write_tables
+from _yardstick_thresholds import judged
 from torch import Tensor
 
 import sinkscope
@@ -48,7 +51,7 @@ TRUTH = "truth.json"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("run", "tables"))
+    parser.add_argument("command", choices=("run", "thresholds", "tables"))
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--models", default=",".join(SUBJECTS))
@@ -56,6 +59,11 @@ def main() -> None:
     parser.add_argument("--process", default="0/1")
     parser.add_argument("--limit", type=int, help="at most so many copies of each model and part")
     given = parser.parse_args()
+    if given.command == "thresholds":
+        judged(sorted(path.parent for path in given.runs.glob(f"*/fit-*/{TRUTH}")), TRUTH).to_csv(
+            OUT / THRESHOLDS, index=False
+        )
+        return
     if given.command == "tables":
         write_tables(rows(given.runs), OUT)
         return

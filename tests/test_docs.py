@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from docs.tables import columns, findings, forms, papers, results, tasks as pages, verdicts
+from docs.tables import columns, costs, findings, forms, papers, results, tasks as pages, verdicts
 from docs.tables.docstring import meanings, prose
 from docs.tables.markdown import MISSING, number, plain, spread, table
 from docs.tables.results import EXPERIMENTS, Experiment, edits, experiments, outcomes, settings, signatures
@@ -198,7 +198,7 @@ def test_every_edit_word_and_threshold_is_explained() -> None:
 
 
 def test_findings_stand_in_the_page_with_their_figures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(verdicts, "_RESULTS", tmp_path)
+    monkeypatch.setattr(findings, "_RESULTS", tmp_path)
     assert "Not run yet" in findings.findings("real")
     assert list(findings.figures()) == []
     (tmp_path / "real").mkdir()
@@ -206,6 +206,27 @@ def test_findings_stand_in_the_page_with_their_figures(monkeypatch: pytest.Monke
     (tmp_path / "real" / "layers.svg").write_text("<svg/>")
     assert findings.findings("real") == "### Verdicts\n\nText.\n\n![layers](results/real/layers.svg)"
     assert list(findings.figures()) == [("results/real/layers.svg", tmp_path / "real" / "layers.svg")]
+
+
+def test_costs_stand_in_the_page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(costs, "RESULTS", tmp_path)
+    assert "Not measured yet" in costs.edits() + costs.treatments() + costs.stream()
+    ratio = {"median": 1.25, "low": 1.0, "high": 1.5}
+    edited = {"case": "vit", "heads": 3, "rows": 1234, "seconds": 5.67, "milliseconds per row": 4.6}
+    edited |= {"times faster than the plain way": ratio}
+    (tmp_path / "verify.json").write_text(json.dumps({"machine": "a chip", "rows": [edited]}))
+    (tmp_path / "verify.svg").write_text("<svg/>")
+    gate = {"treatment": "gate", "aim": 1.03, "forward": ratio, "forward and backward": ratio}
+    norm = {"treatment": "norm", "aim": None, "forward": ratio, "forward and backward": ratio}
+    treated = [gate | {"case": "vit"}, gate | {"case": "gpt"}, norm | {"case": "gpt"}]
+    stream = [{"tokens": 2048, "cache_mb": 45.0, "peak_mb": 1100.4}]
+    (tmp_path / "treat.json").write_text(json.dumps({"machine": "a chip", "rows": treated, "stream": stream}))
+
+    assert rows(costs.edits())[1] == ["vit", "3", "1,234", "5.7", "4.6", "1.2<br><small>1.0 – 1.5</small>"]
+    shown = "1.25<br><small>1.00 – 1.50</small>"
+    assert rows(costs.treatments())[1:] == [["gate", "1.03", *[shown] * 4], ["norm", "", "–", shown, "–", shown]]
+    assert rows(costs.stream())[1] == ["2,048", "45.00", "1,100"]
+    assert list(costs.figures()) == [("results/benchmarks/verify.svg", tmp_path / "verify.svg")]
 
 
 # -- results ----------------------------------------------------------------------------------------------------------
