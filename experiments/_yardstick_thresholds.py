@@ -47,10 +47,9 @@ def judged(folders: Iterable[Path], truth: str) -> pd.DataFrame:
         heads, edits = without_verdicts(open_artifact(folder).heads), read_edits(folder)
         for (name, factor), thresholds in settings().items():
             words = judge(edits, heads, JudgeOptions(thresholds, resamples=RESAMPLES)).heads
-            for row in words[words["kind"] == "sink"].to_dict("records"):
-                if (row["layer"], row["head"]) in true:
-                    place = true[row["layer"], row["head"]]
-                    rows.append({"threshold": name, "factor": factor, "truth": place, "said": row["verdict"]})
+            for place, said in zip(zip(words["layer"], words["head"], strict=True), words["verdict"], strict=True):
+                if place in true and said != "no sink":
+                    rows.append({"threshold": name, "factor": factor, "truth": true[place], "said": said})
     found = pd.DataFrame(rows)
     return found.groupby(list(found.columns), as_index=False).size().rename(columns={"size": "heads"})
 

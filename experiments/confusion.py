@@ -168,12 +168,14 @@ def tables(cases: Iterable[Case]) -> tuple[pd.DataFrame, pd.DataFrame]:
 def page(heads: pd.DataFrame, runs: pd.DataFrame) -> str:
     """The tables in Markdown."""
     judged = runs[runs["solved"] & (runs["form"] == "softmax")]
-    right, causal = (int((judged[name] == judged["planted"]).sum()) for name in ("named", "verdict"))
+    sinks = judged[judged["verdict"] != "none"]
+    right, causal = (int((sinks[name] == sinks["planted"]).sum()) for name in ("named", "verdict"))
     sections = [
         "# Named and planted mechanisms",
-        f"Of {len(judged)} softmax networks that solve their task, {right} are called what the task plants by the "
-        f"signatures of their heads, {causal} by the verdicts of causal edits. Made by `experiments/confusion.py`; its "
-        "rule for names is there, at `mechanism`.",
+        f"{len(judged)} softmax networks solve their task, {len(judged) - len(sinks)} of them without a sink head. "
+        f"Of the others {right} of {len(sinks)} are called what the task plants by the signatures of their heads, "
+        f"{causal} by the verdicts of causal edits. Made by `experiments/confusion.py`; its rule for names is there, "
+        "at `mechanism`.",
         "## Softmax, solved: by verdict",
         _counted(judged, ["from", "task", "planted"], "verdict"),
         "## Softmax, solved: by signature",

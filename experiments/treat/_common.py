@@ -160,11 +160,13 @@ def token_ids(model: Model, path: Path) -> Tensor:
     return torch.tensor(model.prepare.text().content(path.read_text(encoding="utf-8")))
 
 
-def spans(ids: Tensor, count: int, length: int) -> Tensor:
-    """Parts of a text at even distances, of shape (count, length); they do not overlap."""
-    if count * length > len(ids):
-        raise InputError(f"a text of {len(ids)} tokens", f"{count * length}", "ask for fewer or shorter spans")
-    starts = [number * (len(ids) // count) for number in range(count)]
+def spans(ids: Tensor, count: int, length: int, overlap: bool = False) -> Tensor:
+    """Parts of a text at even distances, of shape (count, length), the last at its end if they may overlap."""
+    needed = length if overlap else count * length
+    if needed > len(ids):
+        raise InputError(f"a text of {len(ids)} tokens", f"{needed}", "ask for fewer or shorter spans")
+    step = (len(ids) - length) // max(1, count - 1) if overlap else len(ids) // count
+    starts = [number * step for number in range(count)]
     return torch.stack([ids[start : start + length] for start in starts])
 
 

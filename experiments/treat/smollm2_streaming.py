@@ -2,10 +2,11 @@
 
     python experiments/treat/smollm2_streaming.py --data FOLDER [--window 1024] [--quick]
 
-SmolLM2-135M reads three parts of 16,384 tokens of one text. `dense` keeps all keys (the model was trained on texts
-of up to 8,192 tokens); the others keep `window` keys in a `SinkCache`, of which 0, 1 or 4 are the first tokens of the
-text; `window + other 4` keeps tokens 8 to 11 in their place, from when the window is full, a control of equal size.
-Text goes in by 128 tokens at a time. Every run is a process of its own, whose peak memory is read from /proc.
+SmolLM2-135M reads three parts of 16,384 tokens of one text (of 46,538 tokens: each shares 1,307 with the next). `dense`
+keeps all keys (the model was trained on texts of up to 8,192 tokens); the others keep `window` keys in a `SinkCache`,
+of which 0, 1 or 4 are the first tokens of the text; `window + other 4` keeps tokens 8 to 11 in their place, from when
+the window is full, a control of equal size. Text goes in by 128 tokens at a time. Every run is a process of its own,
+whose peak memory is read from /proc.
 Reference: Xiao et al. 2024, arXiv:2309.17453, Figure 3 and Table 1. Written to results/treat-smollm2-streaming:
 `rows.parquet` (one row per text, cache and range of positions), `findings.md`, `perplexity.svg`, `memory.svg`.
 """
@@ -69,7 +70,7 @@ def child(data: Path, name: str, text: int, length: int, texts: int, window: int
     """One cache on one text: a row per range of positions."""
     model = sinkscope.load("zoo:smollm2-135m")
     module: Any = model.module
-    ids = spans(token_ids(model, data / "text.txt"), texts, length)[text]
+    ids = spans(token_ids(model, data / "text.txt"), texts, length, overlap=True)[text]
     kept = CACHES[name]
     cache: Any = DynamicCache() if kept is None else SinkCache(model, window, kept)
     with torch.inference_mode():
