@@ -202,6 +202,9 @@ def test_heads_that_are_asked_for_later_make_a_round_of_their_own(tmp_path: Path
         pytest.fail("a round was begun before another was finished")
     assert error.value.found == f"the edits in {folder} are unfinished, and of other heads (0.0 there, 2.0 here)"
     assert error.value.next_step == "repeat the old command: sinkscope verify out; or begin anew with --again"
+    with pytest.raises(ArtifactError) as error, begin(folder, heads=[f"2.{head}" for head in range(11)]):
+        pytest.fail("a round was begun before another was finished")
+    assert error.value.found.endswith("(0.0 there, 11 heads here)")
     with begin(folder, heads=["0.0", "0.1"]) as left:
         assert left.heads == ("0.0",) and left.number == 1
     for heads in (["0.0"], ["0.0", "0.1", "1.2"]):

@@ -19,6 +19,9 @@ from ._manifest import dumps, now, shown
 
 VERIFICATION = "verification.json"
 
+_FEW = 8
+"""Most heads that an error names."""
+
 
 class Verification(TypedDict):
     """The content of `verification.json`. `finished` and `seconds` are null until every part is there.
@@ -116,12 +119,19 @@ def _with_round(folder: Path, there: Verification, asked: Verification) -> Verif
         return asked
     if not finished and more != done[-1]:
         raise ArtifactError(
-            f"the edits in {folder} are unfinished, and of other heads ({','.join(done[-1])} there, "
-            f"{','.join(more) or 'none that are new'} here)",
+            f"the edits in {folder} are unfinished, and of other heads ({_listed(done[-1])} there, "
+            f"{_listed(more)} here)",
             "finished edits before others are added",
             f"repeat the old command: {there['command']}; or begin anew with --again",
         )
     return there
+
+
+def _listed(heads: Sequence[str]) -> str:
+    """A few heads by name, more by their number: the old command has them all."""
+    if len(heads) > _FEW:
+        return f"{len(heads)} heads"
+    return ",".join(heads) or "none that are new"
 
 
 def _forget_empty(folder: Path, number: int, before: Verification | None) -> None:
