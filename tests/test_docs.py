@@ -213,15 +213,14 @@ def test_costs_stand_in_the_page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert "Not measured yet" in costs.edits() + costs.treatments() + costs.stream()
     ratio = {"median": 1.25, "low": 1.0, "high": 1.5}
     edited = {"case": "vit", "heads": 3, "rows": 1234, "seconds": 5.67, "milliseconds per row": 4.6}
-    edited |= {"times faster than the plain way": ratio}
-    (tmp_path / "verify.json").write_text(json.dumps({"machine": "a chip", "rows": [edited]}))
+    rows_of = [edited | {"times faster than the plain way": ratio}]
+    (tmp_path / "verify.json").write_text(json.dumps({"machine": "a chip", "rows": rows_of}))
     (tmp_path / "verify.svg").write_text("<svg/>")
     gate = {"treatment": "gate", "aim": 1.03, "forward": ratio, "forward and backward": ratio}
-    norm = {"treatment": "norm", "aim": None, "forward": ratio, "forward and backward": ratio}
+    norm = gate | {"treatment": "norm", "aim": None}
     treated = [gate | {"case": "vit"}, gate | {"case": "gpt"}, norm | {"case": "gpt"}]
-    stream = [{"tokens": 2048, "cache_mb": 45.0, "peak_mb": 1100.4}]
-    (tmp_path / "treat.json").write_text(json.dumps({"machine": "a chip", "rows": treated, "stream": stream}))
-
+    kept = [{"tokens": 2048, "cache_mb": 45.0, "peak_mb": 1100.4}]
+    (tmp_path / "treat.json").write_text(json.dumps({"machine": "a chip", "rows": treated, "stream": kept}))
     assert rows(costs.edits())[1] == ["vit", "3", "1,234", "5.7", "4.6", "1.2<br><small>1.0 – 1.5</small>"]
     shown = "1.25<br><small>1.00 – 1.50</small>"
     assert rows(costs.treatments())[1:] == [["gate", "1.03", *[shown] * 4], ["norm", "", "–", shown, "–", shown]]
