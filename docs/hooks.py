@@ -119,6 +119,7 @@ MARKS: dict[str, Callable[[], str]] = {
     "costs: edits": costs.edits,
     "costs: treatments": costs.treatments,
     "costs: stream": costs.stream,
+    **{f"findings: {name}": partial(findings.findings, name) for name in findings.FINDINGS},
 }
 
 
@@ -134,9 +135,4 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    return re.sub(r"<!-- (.+?) -->", lambda mark: _filled(mark[1]), markdown)
-
-
-def _filled(mark: str) -> str:
-    kind, _, name = mark.partition(": ")
-    return findings.findings(name) if kind == "findings" else MARKS[mark]()
+    return re.sub(r"<!-- (.+?) -->", lambda mark: MARKS[mark[1]](), markdown)

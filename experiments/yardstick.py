@@ -13,7 +13,7 @@ planted from the first layer to the last, each truth measured in that very copy:
 one reads. Copies that are done are not done again; `--process K/N` takes every N-th copy. `tables` judges the stored
 edits with the thresholds of today, and writes experiments/results/yardstick: `heads.csv`, one row per planted head, and
 `findings.md`. `thresholds` judges the part to fit on under other thresholds, for a table of the findings:
-`thresholds.csv`, ten minutes.
+`thresholds.csv`, a minute.
 """
 
 from __future__ import annotations

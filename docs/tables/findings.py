@@ -5,6 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+FINDINGS = (
+    *("yardstick", "nulls", "coverage", "real", "treat-planted", "treat-minilm", "treat-dinov2"),
+    *(f"treat-smollm2-{name}" for name in ("removal", "recovery", "streaming", "quantisation")),
+)
+"""Folders under experiments/results whose `findings.md` and figures stand in a page."""
+
 _RESULTS = Path(__file__).parents[2] / "experiments" / "results"
 
 
@@ -19,9 +25,9 @@ def findings(name: str) -> str:
 
 def figures() -> Iterator[tuple[str, Path]]:
     """Place in the site and file of every committed figure beside findings."""
-    for path in sorted(_RESULTS.glob("*/findings.md")):
-        for figure in _figures_of(path.parent.name):
-            yield f"results/{path.parent.name}/{figure.name}", figure
+    for name in FINDINGS:
+        for figure in _figures_of(name):
+            yield f"results/{name}/{figure.name}", figure
 
 
 def _figures_of(name: str) -> list[Path]:
