@@ -15,7 +15,15 @@ from sinkscope._errors import InputError
 from sinkscope.models import Model, make_inputs
 from sinkscope.tasks import Plan, Planted, plant_all
 from sinkscope.train.tuning import TuneOptions, tune
-from sinkscope.treat import AttentionBias, Gate, GlobalPathway, LearnedSink, Registers, RemoveSinks, Treatment
+from sinkscope.treat import (
+    AttentionBias,
+    AttentionTreatment,
+    Gate,
+    GlobalPathway,
+    LearnedSink,
+    Registers,
+    RemoveSinks,
+)
 
 PLANTED, TUNED, JUDGED = 40, 256, 64
 """Inputs to plant with, to tune on, and to judge by: others each."""
@@ -58,18 +66,19 @@ SUBJECTS = {
 DISEASES = {"nop": ("nop", 1.0), "adaptive nop": ("nop", 0.6), "bias": ("bias", 1.0), "broadcast": ("broadcast", 1.0)}
 """Mechanism, and share of the queries that park."""
 
-CURES: dict[str, tuple[tuple[Treatment, ...], float]] = {
+CURES: dict[str, tuple[tuple[AttentionTreatment, ...], float]] = {
     "gate": ((Gate("headwise"),), 0.03),
     "learned sink": ((LearnedSink(),), 0.03),
     "attention bias": ((AttentionBias(),), 0.03),
     "registers": ((Registers(4),), 0.03),
+    "registers, copies": ((Registers(4, like=0),), 0.03),
     "gate + registers": ((Gate("headwise"), Registers(4)), 0.03),
     "global pathway": ((GlobalPathway(),), 0.01),
 }
 """Treatments, each put into the planted layer alone, and the learning rate; those of single treatments were
-tried on a head that is in no table."""
+tried on a head that is in no table. Copies are of the sink's token."""
 
-ELSEWHERE = ("gate", "attention bias", "registers")
+ELSEWHERE = ("gate", "attention bias", "registers", "registers, copies")
 """Cures that are also put into another layer: a control with as many parameters."""
 
 
@@ -132,6 +141,13 @@ def removed(who: Patient, subject: Subject, how: str) -> Model:
     return model
 
 
+def placed(treatment: AttentionTreatment, layer: int, at: int) -> AttentionTreatment:
+    """For one layer, and with registers that are copies made like the sink."""
+    if isinstance(treatment, Registers) and treatment.like is not None:
+        treatment = replace(treatment, like=at)
+    return replace(treatment, layers=(layer,))
+
+
 def cured(
     broken: Model, who: Patient, subject: Subject, cure: str, steps: int, seed: int, rate: float | None = None
 ) -> tuple[Model, dict[str, Any]]:
@@ -141,7 +157,7 @@ def cured(
     if name != cure:
         layer = layer + 1 if layer < max(subject.layers) else layer - 1
     treatments, own_rate = CURES[name]
-    chosen = [replace(treatment, layers=(layer,)) for treatment in treatments]
+    chosen = [placed(treatment, layer, subject.at) for treatment in treatments]
     model = sinkscope.treat(broken, chosen, probe=who.tuned_on[:8], seed=seed)
     options = TuneOptions(
         steps=steps, lr=rate or own_rate, batch_size=4, held_out=0.1, evaluate_every=steps, common_mode=0.0, seed=seed

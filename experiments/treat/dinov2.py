@@ -53,6 +53,7 @@ JUDGED, STEPS, SEEDS, NEURONS = 24, 40, 3, 10
 CURES: dict[str, tuple[tuple[Treatment, ...], float]] = {
     "gate": ((Gate("headwise"),), 0.003),
     "registers": ((Registers(4),), 0.03),
+    "registers, copies of [CLS]": ((Registers(4, like=0),), 0.03),
     "gate + registers": ((Gate("headwise"), Registers(4)), 0.01),
     "attention bias": ((AttentionBias(),), 0.03),
 }

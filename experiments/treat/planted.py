@@ -6,10 +6,11 @@ In a copy of a model one head gets a known mechanism (`tasks.plant`): nop (every
 do), bias, broadcast. All have the same sink token, [SEP] in MiniLM and [CLS] in DINOv2-S, with a mass of 0.9. Then this
 head loses its sink: `mask`, nobody sees it, and its weight goes to the other tokens; `zero`, it keeps the weight and
 hands out nothing (no damage to a nop). A cure is put into the head's layer and tuned for 80 steps of 4 inputs, by
-distillation to the final tokens of the planted model, everything else frozen. Repaired is the share of the squared
-error of the final tokens (but the sink) that is gone then, on 64 other inputs. Controls: the same cure in the layer
-above (below for the last), which has as many parameters; 0 is no cure. Intervals are over heads; a cell that no head is
-faithful in is left out, and said. MiniLM reads texts of 32 tokens, DINOv2-S pictures of CIFAR-10 at 112 pixels.
+distillation to the final tokens of the planted model, everything else frozen. Registers start at random, or as copies
+of the sink's token as the first block gets it (`Registers(like=...)`). Repaired is the share of the squared error of
+the final tokens (but the sink) that is gone then, on 64 other inputs. Controls: the same cure in the layer above (below
+for the last), which has as many parameters; 0 is no cure. Intervals are over heads; a cell that no head is faithful in
+is left out, and said. MiniLM reads texts of 32 tokens, DINOv2-S pictures of CIFAR-10 at 112 pixels.
 `--rates` tries learning rates on heads that are in no table. Written to results/treat-planted: `rows.parquet` (one row
 per head and cure), `findings.md`, `repaired.svg`.
 """
@@ -32,6 +33,7 @@ from sinkscope.report._style import INK
 STEPS = 80
 TITLES = {"minilm": "MiniLM-L6", "dinov2": "DINOv2-S"}
 WORDS = {"mask": "masked", "zero": "zeroed"}
+ALL_CURES = [*CURES, *(f"{cure} elsewhere" for cure in ELSEWHERE)]
 OF_RATES = 1000
 """Heads from this number on are for choosing learning rates."""
 
@@ -42,7 +44,7 @@ def main() -> None:
     options.add_argument("--how", default="mask", help="mask or zero, or both: mask,zero")
     options.add_argument("--heads", type=int, default=6)
     options.add_argument("--process", default="0/1", help="K/N: every N-th head")
-    options.add_argument("--cures", default="", help="only these, comma separated")
+    options.add_argument("--cures", default="", help="only these, separated by semicolons")
     options.add_argument("--rates", default="", help="learning rates to try, comma separated")
     given = options.parse_args()
     steps, heads = (3, 1) if given.quick else (STEPS, given.heads)
@@ -52,9 +54,7 @@ def main() -> None:
         mine, of = (int(part) for part in given.process.split("/"))
         first = OF_RATES if given.rates else 0
         numbers = [first + number for number in range(heads) if number % of == mine]
-        cures = [*CURES, *(f"{cure} elsewhere" for cure in ELSEWHERE)]
-        if given.cures:
-            cures = given.cures.split(",")
+        cures = given.cures.split(";") if given.cures else ALL_CURES
         rates = [float(rate) for rate in given.rates.split(",") if rate]
         for model in given.models.split(","):
             for how in given.how.split(","):
@@ -120,7 +120,8 @@ def write(study: Study) -> None:
     for (name, how), of in table.groupby(["model", "how"], sort=False):
         diseases = [disease for disease in DISEASES if disease in set(of["disease"])]
         rows = []
-        for cure, own in of.groupby("cure", sort=False):
+        for cure in (cure for cure in ALL_CURES if cure in set(of["cure"])):
+            own = of[of["cure"] == cure]
             cells = [interval(own[own["disease"] == disease]["repaired"]) for disease in diseases]
             rows.append([cure, int(own["parameters"].median()), *cells])
         lost = [of[of["disease"] == disease].groupby("number")["before"].first() for disease in diseases]
@@ -144,7 +145,7 @@ def draw(study: Study, table: pd.DataFrame) -> None:
     groups = list(table.groupby(["model", "how"], sort=False))
     figure, axes = panels(len(groups), 5.2, 4.2)
     for panel, ((name, how), of) in zip(axes, groups, strict=True):
-        cures = list(dict.fromkeys(of["cure"]))
+        cures = [cure for cure in ALL_CURES if cure in set(of["cure"])]
         diseases = [disease for disease in DISEASES if disease in set(of["disease"])]
         means = of.pivot_table(index="cure", columns="disease", values="repaired").loc[cures, diseases]
         panel.imshow(means.clip(0, 1), cmap="Blues", vmin=0, vmax=1, aspect="auto")

@@ -83,9 +83,9 @@ class Plan:
 def advised(folder: Path, options: TreatOptions, *, prune: bool, tune: bool) -> Plan:
     """The model of a diagnosis with treatments for what its verdicts call for.
 
-    Gates go to the layers of nop heads, registers (in decoders prefix key-values) to those of broadcast heads, an
-    attention bias to those of bias heads. A learned sink, which is an alternative to gates, and pruning are left out
-    unless nothing else is advised; pruning also comes with `prune`.
+    Gates go to the layers of nop heads, registers (copies of [CLS] if that is the sink; in decoders prefix key-values)
+    to those of broadcast heads, an attention bias to those of bias heads. A learned sink, which is an alternative to
+    gates, and pruning are left out unless nothing else is advised; pruning also comes with `prune`.
 
     **Raises:** `ArtifactError` when the folder is no diagnosis or has no verdicts; `WeightsError` when the model is not
     the one that was diagnosed; as `subject_of`; with `tune` `InputError` or `OptionError` when no inputs are given and
@@ -154,7 +154,8 @@ def _own_inputs(diagnosis: Diagnosis, subject: Subject, options: TreatOptions, t
 
 def _courses(diagnosis: Diagnosis, prescription: Prescription, subject: Subject, prune: bool) -> Iterable[Course]:
     anatomy = anatomy_of(subject.model.module)
-    verdict = diagnosis.heads.set_index(["layer", "head"])["verdict"]
+    heads = diagnosis.heads.set_index(["layer", "head"])
+    verdict, role = heads["verdict"], heads["role"]
     needed = [advice for advice in prescription.advice if advice.treatment not in (*ALTERNATIVES, "nothing")]
     pruned = {
         head
@@ -181,7 +182,8 @@ def _courses(diagnosis: Diagnosis, prescription: Prescription, subject: Subject,
 
     for advice in prescription.advice:
         of = {word: [head for head in advice.heads if verdict[head] == word] for word in ("nop", "broadcast")}
-        home: AttentionTreatment = PrefixKV() if anatomy.family.causal else Registers()
+        copied = 0 if {role[head] for head in of["broadcast"]} == {"cls"} else None
+        home: AttentionTreatment = PrefixKV() if anatomy.family.causal else Registers(like=copied)
         occupied = "these layers have something in that place already, or their heads are pruned"
         done: tuple[Treatment, ...] = ()
         reason = ""

@@ -15,7 +15,17 @@ from torch import nn
 import sinkscope
 from sinkscope import treat
 from sinkscope._errors import OptionError
-from sinkscope.treat import ClippedSoftmax, Gate, GlobalPathway, HeadNorm, KeyBias, LearnedSink, Registers, Treatment
+from sinkscope.treat import (
+    ClippedSoftmax,
+    Gate,
+    GlobalPathway,
+    HeadNorm,
+    KeyBias,
+    LearnedSink,
+    Registers,
+    RemoveSinks,
+    Treatment,
+)
 from tests.treat._models import BUILD, DECODERS, LAYERS, TOKENS, VOCABULARY, example, learned, model, output
 
 ENCODERS = tuple(name for name in BUILD if name not in DECODERS)
@@ -52,6 +62,42 @@ def test_outputs_are_unchanged_and_gradients_alive(family: str) -> None:
         assert parameter.grad is not None and float(parameter.grad.abs().max()) > least, name
     with torch.no_grad():
         assert (output(equal_to_tokens(treated), x) - before).abs().max() > 1e-3 * before.abs().max()
+
+
+@pytest.mark.parametrize("family", ENCODERS)
+@pytest.mark.parametrize("like", [0, -1])
+def test_they_start_as_copies_of_a_token(family: str, like: int) -> None:
+    plain, probe = model(family), example(family, seed=1)
+    states: list[torch.Tensor] = []
+    anatomy = treat.anatomy_of(plain)
+    handle = anatomy.sites[0].block.register_forward_pre_hook(
+        lambda _block, args, kwargs: states.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
+    )
+    with torch.no_grad():
+        before = output(plain, probe)
+    handle.remove()
+    treated = sinkscope.treat(plain, Registers(COUNT, like=like), probe=probe)
+    wanted = states[0][:, like].double().mean(0)
+    (tokens,) = (p for name, p in treat.added(treated).items() if name.endswith("sinkscope_registers.tokens"))
+    noise = (tokens.detach().double() - wanted) / wanted.square().mean().sqrt()
+    assert 0.012 < float(noise.std()) < 0.03 and float(noise.abs().max()) < 0.12
+    assert (output(treated, probe) - before).abs().max() <= 1e-5 * before.abs().max()
+    for text in ("like is 99, and the probe has", "like is -99, and the probe has"):
+        position = int(text.split()[2].rstrip(","))
+        with pytest.raises(OptionError, match=f"{text} .* tokens; expected one of them; next: correct like"):
+            sinkscope.treat(plain, Registers(COUNT, like=position), probe=probe)
+
+
+def test_a_copy_takes_the_place_of_a_hidden_token() -> None:
+    """A copy of [CLS] collects what [CLS] collects, so in the last block it hands the same to patches."""
+    plain, x, last = model("dinov2").double(), example("dinov2").double(), (LAYERS - 1,)
+    masked = sinkscope.treat(plain, RemoveSinks("mask", "cls", layers=last))
+    wanted = output(plain, x)[:, 1:].detach()
+    errors = []
+    for like in (None, 0):
+        made = equal_to_tokens(sinkscope.treat(masked, Registers(1, like=like, layers=last), probe=x))
+        errors.append(float((output(made, x)[:, 1:].detach() - wanted).square().mean()))
+    assert errors[1] < 0.01 * errors[0]
 
 
 def test_without_a_logit_they_are_published_registers() -> None:

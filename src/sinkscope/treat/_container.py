@@ -13,6 +13,7 @@ from sinkscope._errors import OptionError
 from sinkscope.attention import Attend, Form, Parameters, Softmax
 from sinkscope.capture import HIDDEN_BIAS
 from sinkscope.treat._finish import Finish, finished
+from sinkscope.treat._starting import Starting
 
 if TYPE_CHECKING:
     from sinkscope.treat._anatomy import Site
@@ -27,15 +28,13 @@ seen, the softmax or what replaces it, which heads are left, the norm of the hea
 beside them."""
 
 
-class Part(nn.Module):
+class Part(Starting):
     """What one treatment puts into one attention: its parameters, and what it does there. By default nothing.
 
     - `treatment`: the treatment's name.
-    - `observing`: whether the input that runs is a probe, by which this part sets its starting values.
     """
 
     treatment: str
-    observing: bool = False
 
     def attach(self, site: Site, body: Body) -> None:
         """Adds hooks outside the attention function, through `body.hook`."""
@@ -62,9 +61,6 @@ class Part(nn.Module):
 
     def observe(self, call: Attend) -> None:
         """Told of every call on the probe input, before `settle`: as `enter` gave it, without keys that are hidden."""
-
-    def settle(self) -> None:
-        """Sets starting values from what was observed."""
 
 
 class Container(nn.Module):

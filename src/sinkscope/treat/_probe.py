@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from sinkscope._errors import OptionError
 from sinkscope.models import Batch, Model
-from sinkscope.treat._container import Part
+from sinkscope.treat._starting import Starting
 from sinkscope.treat._treatment import Treatment
 
 Probe: TypeAlias = Tensor | tuple[Any, ...] | Mapping[str, Any] | Batch
@@ -31,9 +31,9 @@ def run(module: nn.Module, probe: Probe) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
-def settle(module: nn.Module, probe: Probe, settled: Set[Part]) -> None:
+def settle(module: nn.Module, probe: Probe, settled: Set[Starting]) -> None:
     """Lets the parts of a treated model set their starting values by the probe, but for those that have theirs."""
-    parts = [part for part in module.modules() if isinstance(part, Part) and part not in settled]
+    parts = [part for part in module.modules() if isinstance(part, Starting) and part not in settled]
     for part in parts:
         part.observing = True
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import ceil
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -19,12 +19,14 @@ from sinkscope.treat._anatomy import Anatomy, Site
 from sinkscope.treat._column import ColumnPart, ColumnWeight
 from sinkscope.treat._container import Part
 from sinkscope.treat._sequence import Appended, with_appended
+from sinkscope.treat._starting import Starting
 from sinkscope.treat._treatment import AttentionTreatment
 
 if TYPE_CHECKING:
     from sinkscope.treat._body import Body
 
 _START_STD = 0.02
+"""Of registers that start at random; of copies, in units of the token's root mean square."""
 
 
 def check_count(name: str, count: object) -> None:
@@ -46,21 +48,25 @@ class Registers(AttentionTreatment):
     """Learned tokens behind those of the input, from the first block to the last; outputs keep their shape.
 
     For models that see in both directions, whatever their prefix tokens; registers that a model has already stay, and
-    these come on top. They have no position, start in a normal distribution of standard deviation 0.02, and read from
-    the first pass on. Queries weigh their keys with a learned logit b per head and block: softmax([S, S_r + b]). It
-    starts 16 below the smallest gap, on a probe, between a row's log-normaliser and that of its register scores, so
-    that they have at most 1e-7 of the attention and outputs stay within 1e-5; see `ColumnWeight` for how it learns. At
-    b = 0 they are registers as published. Padding is no matter: registers see what any token sees, and all see them.
+    these come on top. They have no position of their own, and read from the first pass on. Queries weigh their keys
+    with a learned logit b per head and block: softmax([S, S_r + b]). It starts 16 below the smallest gap, on a probe,
+    between a row's log-normaliser and that of its register scores, so that they have at most 1e-7 of the attention and
+    outputs stay within 1e-5; see `ColumnWeight` for how it learns. At b = 0 they are registers as published. Padding is
+    no matter: registers see what any token sees, and all see them.
 
     Hidden states between blocks, where a model is asked for them, and attention maps have the registers at their end.
 
     - `count`: of registers.
+    - `like`: position of a token, as the first block gets the sequence: 0 the first, -1 the last. Registers then start
+      as copies of it (the mean over the probe) with 2% of noise, and from the first pass on collect what it collects.
+      None: in a normal distribution of standard deviation 0.02.
     - `layers`: blocks in which the tokens can see the registers, all by default.
 
-    **Raises:** `OptionError` for a count below 1, and for causal models.
+    **Raises:** `OptionError` for a count below 1, for a position that the probe does not have, and for causal models.
     """
 
     count: int = 4
+    like: int | None = None
 
     name: ClassVar[str] = "registers"
     source: ClassVar[str] = "Darcet et al. 2024, arXiv:2309.16588; start by sinkscope"
@@ -91,7 +97,30 @@ class Registers(AttentionTreatment):
         for site in body.anatomy.sites:
             body.put(self, site, self.part(site) if site in seeing else _Hidden(self.count))
         width = body.anatomy.sites[0].shape.residual
-        Appended(nn.Parameter(_START_STD * torch.randn(self.count, width))).install(body)
+        tokens = nn.Parameter(_START_STD * torch.randn(self.count, width))
+        (Appended(tokens) if self.like is None else _Copies(tokens, self.like)).install(body)
+
+
+class _Copies(Appended, Starting):
+    """Tokens that start as copies of one of the probe's."""
+
+    def __init__(self, noise: nn.Parameter, like: int) -> None:
+        super().__init__(noise)
+        self.like = like
+
+    def append(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        if self.observing:
+            self._copy(args[0] if args else kwargs["hidden_states"])
+        return super().append(block, args, kwargs)
+
+    def _copy(self, x: Float[Tensor, "batch tokens residual"]) -> None:
+        if not -x.shape[1] <= self.like < x.shape[1]:
+            raise OptionError(
+                f"registers: like is {self.like}, and the probe has {x.shape[1]} tokens", "one of them", "correct like"
+            )
+        token = x[:, self.like].mean(0)
+        with torch.no_grad():
+            self.tokens.copy_(token + self.tokens * token.square().mean().sqrt())
 
 
 class _Hidden(Part):

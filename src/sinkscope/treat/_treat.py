@@ -14,9 +14,10 @@ from sinkscope.models import Model
 from sinkscope.models._placement import seeded
 from sinkscope.treat._anatomy import anatomy_of
 from sinkscope.treat._body import Body
-from sinkscope.treat._container import CONTAINER, Part
+from sinkscope.treat._container import CONTAINER
 from sinkscope.treat._probe import Probe, check_harmless, run, settle
 from sinkscope.treat._record import AddedModule, Record, drop_record, find_record, make_record, require_record
+from sinkscope.treat._starting import Starting
 from sinkscope.treat._treatment import Treatment
 
 Treatable = TypeVar("Treatable", bound=nn.Module | Model)
@@ -74,7 +75,7 @@ def install(
     anatomy = anatomy_of(module)
     before = None if probe is None else run(module, probe)
     record = make_record(module)
-    settled = {part for part in module.modules() if isinstance(part, Part)}
+    settled = {part for part in module.modules() if isinstance(part, Starting)}
     kept = len(record.steps)
     try:
         with seeded(seed):
