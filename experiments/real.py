@@ -126,10 +126,10 @@ def _drawn(pool: pd.DataFrame, nop: pd.DataFrame, seed: int) -> pd.DataFrame:
     chosen: list[Any] = []
     for layer, count in nop["layer"].value_counts().items():
         here = pool.index[(pool["layer"] == layer).to_numpy()].to_numpy()
-        chosen += list(generator.permutation(here)[:count])
+        chosen += list(generator.permutation(list(here))[:count])
     rest = pool.index.difference(chosen)
     missing = min(len(nop) - len(chosen), len(rest))
-    return pool.loc[[*chosen, *generator.permutation(rest.to_numpy())[:missing]]]
+    return pool.loc[[*chosen, *generator.permutation(list(rest))[:missing]]]
 
 
 class Outputs:

@@ -42,8 +42,9 @@ class _Numbers:
 
     def sinks(self) -> str:
         heads, rate = ("sinks", "sink_heads"), ("sinks", "sink_rate")
+        count = self._value(heads, 1, _count)
         return (
-            f"{self._own} has {self._value(heads, 1, _count)} sink heads and {self._base} "
+            f"{self._own} has {count} sink {'head' if count == '1' else 'heads'} and {self._base} "
             f"{self._value(heads, 0, _count)} ({self._change(heads, _signed_count)}); a sink takes 0.3 of the "
             "attention or more in "
             f"{self._value(rate, 1, _percent)} of the rows, in {self._base} {self._value(rate, 0, _percent)} "

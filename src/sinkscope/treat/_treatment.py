@@ -34,6 +34,15 @@ class Treatment(ABC):
         """Whether its starting values depend on the model, so that an input has to be run. No by default."""
         return False
 
+    def __str__(self) -> str:
+        """As code, without options that have their default."""
+        told = [
+            f"{each.name}={getattr(self, each.name)!r}"
+            for each in fields(self)
+            if getattr(self, each.name) != each.default
+        ]
+        return f"{type(self).__name__}({', '.join(told)})"
+
     def plain(self) -> dict[str, Any]:
         """The name and the options, as JSON takes them; the class makes the treatment again from the options."""
         return {"name": self.name, **{each.name: getattr(self, each.name) for each in fields(self)}}
