@@ -5,8 +5,9 @@
 
 MODEL is `dinov2`, `smollm2` or `minilm`. FOLDER of --data holds `images/` and `text.txt`; --runs is where diagnoses go
 (large, not committed). A model is diagnosed and verified, then the writes of all its nop heads are removed together,
-beside the same number of other heads of the same layers, drawn at random. Written to experiments/results/real/MODEL:
-`heads.csv` (one row per head), `prune.csv`. `tables` makes `findings.md` and the figures of all three from them.
+beside the same number of other heads of the same layers, drawn at random (where there are fewer others, all of them,
+beside as many nop heads). Written to experiments/results/real/MODEL: `heads.csv` (one row per head), `effects.csv`,
+`prune.csv`. `tables` makes `findings.md` and the figures of all three from them.
 """
 
 from __future__ import annotations
@@ -99,8 +100,11 @@ def prune_rows(model: Model, batches: list[Batch], heads: pd.DataFrame) -> pd.Da
         "other sink heads": sinks[sinks["verdict"] != "nop"],
         "any other head": heads.drop(nop.index),
     }.items():
-        if len(pool):
+        if len(pool) > len(nop):
             sets[name] = [_places(_drawn(pool, nop, seed)) for seed in range(DRAWS)]
+        elif len(pool):
+            sets[name] = [_places(pool)]
+            sets[f"nop, as many ({name})"] = [_places(_drawn(nop, pool, seed)) for seed in range(DRAWS)]
     with Outputs(model) as outputs:
         before = outputs.of(batches, {})
         rows = [
@@ -120,15 +124,15 @@ def _places(table: pd.DataFrame) -> dict[int, list[int]]:
     return {int(layer): [int(head) for head in of["head"]] for layer, of in table.groupby("layer")}
 
 
-def _drawn(pool: pd.DataFrame, nop: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """As many heads of `pool` as there are nop heads, from the same layers as far as these have any, else from any."""
+def _drawn(pool: pd.DataFrame, beside: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """As many heads of `pool` as are `beside` it, from the same layers as far as these have any, else from any."""
     generator = np.random.default_rng(seed)
     chosen: list[Any] = []
-    for layer, count in nop["layer"].value_counts().items():
+    for layer, count in beside["layer"].value_counts().items():
         here = pool.index[(pool["layer"] == layer).to_numpy()].to_numpy()
         chosen += list(generator.permutation(list(here))[:count])
     rest = pool.index.difference(chosen)
-    missing = min(len(nop) - len(chosen), len(rest))
+    missing = len(beside) - len(chosen)
     return pool.loc[[*chosen, *generator.permutation(list(rest))[:missing]]]
 
 
