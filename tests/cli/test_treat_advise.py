@@ -55,8 +55,8 @@ def language(llama: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) 
     return verified(sharp(llama, room / "model"), text, room / "out")
 
 
-def judged(made: Path, out: Path, words: Mapping[Head, str]) -> Path:
-    """A copy of a diagnosis whose sinks are in patches or words, and whose verdicts are these."""
+def judged(made: Path, out: Path, words: Mapping[Head, str], role: str | None = None) -> Path:
+    """A copy of a diagnosis whose sinks are in patches or words unless told, and whose verdicts are these."""
     shutil.copytree(made, out)
     artifact = sinkscope.open(out).artifact
     verdicts, effects = artifact.verdicts, artifact.effects
@@ -65,7 +65,7 @@ def judged(made: Path, out: Path, words: Mapping[Head, str]) -> Path:
     verdicts["verdict"] = [words.get((int(layer), int(head)), "undecided") for layer, head in heads]
     table = artifact.heads
     table["kind"] = "sink"
-    table["role"] = "word" if artifact.manifest["model"]["modality"] == "text" else "patch"
+    table["role"] = role or ("word" if artifact.manifest["model"]["modality"] == "text" else "patch")
     write_verdicts(out, table, verdicts, effects)
     return out
 
@@ -113,6 +113,13 @@ def test_decoders_get_prefixes_and_no_alternatives(
     if "nop" in words.values():
         assert "Or, instead of gates, a learned sink" in ended.out
         assert "left out: an alternative to the gates" in ended.out
+
+
+def test_registers_start_like_the_class_token_where_that_is_the_sink(vision: Path, cli: Cli, tmp_path: Path) -> None:
+    made = judged(vision, tmp_path / "diagnosis", {(1, 0): "broadcast", (0, 1): "nop"}, role="cls")
+    ended = cli("treat", "--advise", made, "--out", tmp_path / "out")
+    assert set(put_in(ended, tmp_path / "out")) == {Registers(like=0, layers=(1,)), Gate(layers=(0,))}
+    assert "registers=4,like=0,layers=1" in ended.out
 
 
 def test_it_says_what_and_why_and_on_which_evidence(vision: Path, cli: Cli, tmp_path: Path) -> None:

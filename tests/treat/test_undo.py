@@ -132,10 +132,11 @@ def test_added_are_the_parameters_that_are_new() -> None:
 
 def test_model_of_sinkscope_keeps_its_type_and_gets_notes() -> None:
     plain, x = sinkscope.load(model("vit")), example("vit")
-    treated = sinkscope.treat(plain, Gate(), probe=x)
+    treated = sinkscope.treat(plain, Gate("elementwise", layers=(1,)), probe=x)
     assert type(treated) is Model and treated.module is not plain.module
     assert treated.notes[: len(plain.notes)] == plain.notes
-    assert treated.notes[-1].startswith("treated with Gate(") and "outputs unchanged until tuned" in treated.notes[-1]
+    told = "treated with Gate(layers=(1,), kind='elementwise') (outputs unchanged until tuned)"
+    assert treated.notes[-1] == told
     assert treat.undo(treated).notes == plain.notes
     assert treated.weights_sha256() == plain.weights_sha256()
 
