@@ -73,6 +73,7 @@ CURES: dict[str, tuple[tuple[AttentionTreatment, ...], float]] = {
     "registers": ((Registers(4),), 0.03),
     "registers, copies": ((Registers(4, like=0),), 0.03),
     "gate + registers": ((Gate("headwise"), Registers(4)), 0.03),
+    "gate + copies": ((Gate("headwise"), Registers(4, like=0)), 0.03),
     "global pathway": ((GlobalPathway(),), 0.01),
 }
 """Treatments, each put into the planted layer alone, and the learning rate; those of single treatments were

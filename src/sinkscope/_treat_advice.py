@@ -22,6 +22,7 @@ from sinkscope.treat import (
     PrefixKV,
     Registers,
     RemoveHeads,
+    RemoveSinks,
     Treatment,
     anatomy_of,
     treatments_of,
@@ -50,18 +51,21 @@ class Plan:
 
     - `folder`: of the diagnosis.
     - `courses`: one per advice, in its order.
+    - `masked`: what hides the sinks of heads that are treated; None to leave them.
     - `subject`: the model to treat; None when there is nothing to treat it with.
     """
 
     folder: Path
     prescription: Prescription
     courses: tuple[Course, ...]
+    masked: RemoveSinks | None = None
     subject: Subject | None = None
 
     @property
     def words(self) -> list[Word]:
         """The treatments."""
-        return [Word(treatment) for course in self.courses for treatment in course.treatments]
+        chosen = [treatment for course in self.courses for treatment in course.treatments]
+        return [Word(treatment) for treatment in [*filter(None, [self.masked]), *chosen]]
 
     def record(self) -> dict[str, Any]:
         """As plain values."""
@@ -76,16 +80,19 @@ class Plan:
                     "reason": course.reason,
                 }
                 for course in self.courses
-            ]
+            ],
+            "masked": None if self.masked is None else stated(self.masked),
         }
 
 
-def advised(folder: Path, options: TreatOptions, *, prune: bool, tune: bool) -> Plan:
+def advised(folder: Path, options: TreatOptions, *, prune: bool, mask_sinks: bool, tune: bool) -> Plan:
     """The model of a diagnosis with treatments for what its verdicts call for.
 
     Gates go to the layers of nop heads, registers (copies of [CLS] if that is the sink; in decoders prefix key-values)
     to those of broadcast heads, an attention bias to those of bias heads. A learned sink, which is an alternative to
-    gates, and pruning are left out unless nothing else is advised; pruning also comes with `prune`.
+    gates, and pruning are left out unless nothing else is advised; pruning also comes with `prune`. With `mask_sinks`
+    nobody sees the sinks of the heads that are treated any more: what is put in starts without effect, and has nothing
+    to learn beside a sink that does its work.
 
     **Raises:** `ArtifactError` when the folder is no diagnosis or has no verdicts; `WeightsError` when the model is not
     the one that was diagnosed; as `subject_of`; with `tune` `InputError` or `OptionError` when no inputs are given and
@@ -97,8 +104,17 @@ def advised(folder: Path, options: TreatOptions, *, prune: bool, tune: bool) -> 
         return Plan(folder, prescription, tuple(Course(advice, ()) for advice in prescription.advice))
     subject = _subject(diagnosis, options, tune)
     courses = tuple(_courses(diagnosis, prescription, subject, prune))
-    plan = Plan(folder, prescription, courses, subject)
+    plan = Plan(folder, prescription, courses, _masked(courses, subject) if mask_sinks else None, subject)
     return plan if plan.words else replace(plan, subject=None)
+
+
+def _masked(courses: Iterable[Course], subject: Subject) -> RemoveSinks | None:
+    """The sinks of heads with a treatment that can stand in for them: the first token in decoders, whose later tokens
+    an early one cannot know, else the key with the largest mass."""
+    standing = (course for course in courses if course.treatments and course.advice.treatment != "prune")
+    heads = tuple(sorted({head for course in standing for head in course.advice.heads}))
+    causal = anatomy_of(subject.model.module).family.causal
+    return RemoveSinks("mask", "first" if causal else "mass", heads=heads) if heads else None
 
 
 def _subject(diagnosis: Diagnosis, options: TreatOptions, tune: bool) -> Subject:

@@ -82,6 +82,13 @@ def treat(
     prune: Annotated[
         bool, typer.Option("--prune", help="With --advise: silence the heads that may be pruned, too.")
     ] = False,
+    mask_sinks: Annotated[
+        bool,
+        typer.Option(
+            "--mask-sinks",
+            help="With --advise: hide the sinks of heads that are treated, so that what is put in, tuned, stands in.",
+        ),
+    ] = False,
     tune: Annotated[
         bool,
         typer.Option("--tune", help="Train what was added, all else frozen. A run that was stopped goes on."),
@@ -126,7 +133,7 @@ def treat(
     kind, place = given_input(images, text, dataset)
     tuning = _given(objective=objective, steps=steps, lr=lr)
     shape = _given(limit=limit, size=size, length=length)
-    _check_subject(reference, words, advise, prune, tune)
+    _check_subject(reference, words, advise, {"--prune": prune, "--mask-sinks": mask_sinks}, tune)
     _check_inputs(kind, advise, tune, tuning, shape | _given(skip_bad=skip_bad or None))
     if out is None:
         raise OptionError("no --out", "a folder for the treated model", "give --out FOLDER")
@@ -147,7 +154,7 @@ def treat(
             chosen = parse_words(words or [])
             subject = subject_of(str(reference), options)
         else:
-            plan = advised(advise, options, prune=prune, tune=tune)
+            plan = advised(advise, options, prune=prune, mask_sinks=mask_sinks, tune=tune)
             if plan.subject is None:
                 typer.echo(json.dumps({"out": None} | plan.record(), indent=2) if as_json else nothing_lines(plan))
                 return
@@ -177,7 +184,7 @@ def _given(**options: Any) -> dict[str, Any]:
 
 
 def _check_subject(
-    reference: str | None, words: list[str] | None, advise: Path | None, prune: bool, tune: bool
+    reference: str | None, words: list[str] | None, advise: Path | None, of_advice: dict[str, bool], tune: bool
 ) -> None:
     """What is treated, and with what."""
     if advise is not None:
@@ -186,8 +193,8 @@ def _check_subject(
             expected = "one of them: the diagnosis names its model"
             raise OptionError(f"{found} beside --advise", expected, f"leave {found} out")
         return
-    if prune:
-        raise OptionError("--prune without --advise", "a diagnosis that tells what to prune", _HELP)
+    for flag in (flag for flag, given in of_advice.items() if given):
+        raise OptionError(f"{flag} without --advise", "a diagnosis that tells which heads", _HELP)
     if reference is None:
         raise OptionError(
             "no model",

@@ -39,7 +39,8 @@ def nothing_lines(plan: Plan) -> str:
 
 def advice_lines(plan: Plan) -> str:
     """The prescription, and what is done about it."""
-    return "\n".join([str(plan.prescription), "", "Done about it:", *_courses(plan), ""])
+    masked = [] if plan.masked is None else [f"{stated(plan.masked)}: nobody sees these heads' sinks any more"]
+    return "\n".join([str(plan.prescription), "", "Done about it:", *_courses(plan), *masked, ""])
 
 
 def outcome_lines(outcome: Outcome, plan: Plan | None) -> str:

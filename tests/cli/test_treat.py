@@ -273,6 +273,7 @@ def test_what_was_put_in_can_be_tuned_later(cli: Cli, llama: Path, text: Path, t
         (["VIT", "--with", "gate", "--skip-bad"], ["--skip-bad without inputs"]),
         (["VIT", "--with", "gate", "--limit", "3"], ["--limit without inputs"]),
         (["VIT", "--with", "gate", "--prune"], ["--prune without --advise"]),
+        (["VIT", "--with", "gate", "--mask-sinks"], ["--mask-sinks without --advise"]),
         (["VIT", "--with", "gate", "--images", "nope"], ["--images nope, which does not exist"]),
         (["VIT", "--with", "gate", "--images", "PICTURES", "--text", "TEXT"], ["--images and --text"]),
         (["VIT", "--with", "gate", "--text", "TEXT"], ["text inputs for", "next: --images FOLDER"]),

@@ -15,7 +15,17 @@ import sinkscope
 from sinkscope._treat import TreatOptions
 from sinkscope._treat_advice import _courses, advised
 from sinkscope.artifact import write_verdicts
-from sinkscope.treat import AttentionBias, Gate, LearnedSink, PrefixKV, Registers, RemoveHeads, Treatment, treatments_of
+from sinkscope.treat import (
+    AttentionBias,
+    Gate,
+    LearnedSink,
+    PrefixKV,
+    Registers,
+    RemoveHeads,
+    RemoveSinks,
+    Treatment,
+    treatments_of,
+)
 from tests.cli._ended import Ended, complaint
 from tests.cli.conftest import Cli
 from tests.models._tiny import picture
@@ -122,6 +132,25 @@ def test_registers_start_like_the_class_token_where_that_is_the_sink(vision: Pat
     assert "registers=4,like=0,layers=1" in ended.out
 
 
+@pytest.mark.parametrize("kind", ["vision", "language"])
+def test_sinks_of_treated_heads_are_masked(kind: str, request: pytest.FixtureRequest, cli: Cli, tmp_path: Path) -> None:
+    words = {(0, 0): "nop", (0, 1): "inert", (1, 0): "bias"}
+    made, out = judged(request.getfixturevalue(kind), tmp_path / "diagnosis", words), tmp_path / "out"
+    ended = cli(
+        "treat", "--advise", made, "--mask-sinks", "--tune", "--objective", "distill", "--steps", 2, "--out", out
+    )
+    which = {"vision": "mass", "language": "first"}[kind]
+    masked = RemoveSinks("mask", which, heads=((0, 0), (1, 0)))  # type: ignore[arg-type]  # a Literal
+    assert set(put_in(ended, out)) == {masked, Gate(layers=(0,)), AttentionBias(layers=(1,))}
+    line = f"remove-sinks=mask,which={which},heads=0.0+1.0: nobody sees these heads' sinks any more"
+    assert line.replace("which=first,", "") in ended.out.replace("which=first,", "")
+    assert "nothing to teach" not in ended.out
+    alone = cli(
+        "treat", "--advise", made, "--tune", "--objective", "distill", "--steps", 1, "--out", tmp_path / "alone"
+    )
+    assert "nothing to teach it: take sinks away as well" in alone.out
+
+
 def test_it_says_what_and_why_and_on_which_evidence(vision: Path, cli: Cli, tmp_path: Path) -> None:
     made = judged(vision, tmp_path / "diagnosis", {(0, 0): "nop", (1, 1): "inert"})
     out = tmp_path / "out"
@@ -226,7 +255,7 @@ def test_inputs_and_models_that_are_gone(vit: Path, cli: Cli, pictures: Path, tm
 def test_a_learned_sink_where_nothing_else_is_advised(language: Path, tmp_path: Path) -> None:
     """No prescription says so today: it comes with gates. If one does, it is no alternative any more."""
     made = judged(language, tmp_path / "diagnosis", {(1, 0): "nop"})
-    plan = advised(made, TreatOptions(), prune=False, tune=False)
+    plan = advised(made, TreatOptions(), prune=False, mask_sinks=False, tune=False)
     assert plan.subject is not None
     alone = replace(plan.prescription, advice=plan.prescription.advice[1:])
     (course,) = _courses(sinkscope.open(made), alone, plan.subject, prune=False)

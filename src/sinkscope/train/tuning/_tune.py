@@ -232,7 +232,8 @@ def _remarks(tuned: Tuned) -> list[str]:
     found = []
     if tuned.harmless_start:
         found.append(
-            "The treatment leaves the outputs as they are to begin with, so distillation has nothing to teach it."
+            "The treatment leaves the outputs as they are to begin with, so distillation has nothing to teach it: "
+            "take sinks away as well (remove-sinks; with --advise, --mask-sinks), or another objective."
         )
     if tuned.diverged:
         found.append(f"The loss diverged at step {tuned.steps}; the values of step {tuned.kept_step} are kept.")
