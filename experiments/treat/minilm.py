@@ -162,7 +162,7 @@ def write(study: Study) -> None:
         panel.barh(place, values.mean(), color=EMPTY if plain else BLUE)
         panel.plot((values.min(), values.max()), (place, place), color=INK, lw=1)
     panel.set_yticks(range(len(bars)), [label for label, _, _ in reversed(bars)])
-    panel.set(xlabel="rank correlation of sentence similarities with the untouched model", xlim=(0, 1))
+    panel.set(xlabel="rank correlation of sentence similarities", xlim=(0, 1))
     study.figure("similar", figure)
 
 
