@@ -22,7 +22,7 @@ SCRIPTS = {
 }
 
 
-@pytest.mark.parametrize("name", [name for name in SCRIPTS if (RESULTS / name).is_dir()])
+@pytest.mark.parametrize("name", [name for name in SCRIPTS if (RESULTS / name / "findings.md").is_file()])
 def test_tables_follow_from_rows(name: str, tmp_path: Path) -> None:
     folder = tmp_path / name
     shutil.copytree(RESULTS / name, folder)
