@@ -75,6 +75,16 @@ def test_a_harmless_start_has_no_distillation_loss(family: str, treatment: Treat
     assert found.table["held_out_loss"][0] == found.loss_before
 
 
+def test_noise_teaches_nothing() -> None:
+    """Adam makes any gradient large, that of rounding too: large rates would carry the outputs away."""
+    made = treated("dinov2", Gate(), Registers(2))
+    before = {name: value.detach().clone() for name, value in treat.added(made).items()}
+    found = short(made, example("dinov2", INPUTS), steps=5, lr=1.0)
+    assert not found.diverged and found.loss_after == found.loss_before < 1e-9
+    assert all(torch.equal(value, before[name]) for name, value in treat.added(found.model).items())
+    assert set(found.table["lr"].dropna()) == {0.0}
+
+
 def test_language_models_learn_by_their_own_loss() -> None:
     x = example("llama", 1).repeat(INPUTS, 1)  # one text, which can be learned by heart
     found = short(treated("llama", Gate("elementwise")), x, "lm", lr=3e-2)

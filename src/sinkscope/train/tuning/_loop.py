@@ -164,7 +164,9 @@ class Loop:
                 progress.diverged = True
                 return
             self._whole = False
-            rate = options.rate(step)
+            # The penalty, where there is one, is no rounding.
+            learns = loss > self._objective.rounding or self._penalised is not None
+            rate = options.rate(step) if learns else 0.0
             self._learned.step(rate)
             seconds = time.perf_counter() - self._began
             progress.rows.append([step, loss, None if held is None else held.loss, norm, rate, seconds])

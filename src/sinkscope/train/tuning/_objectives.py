@@ -23,6 +23,10 @@ from sinkscope.train.tuning._supply import Drawn
 from sinkscope.treat import anatomy_of
 
 
+ROUNDING = 1e-9
+"""Distillation losses of treatments that leave the outputs as they are, to rounding."""
+
+
 @dataclass(frozen=True)
 class Terms:
     """Of a batch: the loss is `sums.sum() / weights.sum()`.
@@ -50,6 +54,11 @@ class Objective(AbstractContextManager["Objective"], Protocol):
         ...
 
     @property
+    def rounding(self) -> float:
+        """A loss up to it is rounding: its gradient is noise, which Adam would make as large as any other."""
+        ...
+
+    @property
     def learned(self) -> Mapping[str, nn.Parameter]:
         """What is learned beside what the treatments added, by name."""
         ...
@@ -67,6 +76,8 @@ class Objective(AbstractContextManager["Objective"], Protocol):
 class _Opened(ExitStack):
     """An objective that opens nothing by default and learns nothing."""
 
+    rounding = 0.0
+
     @property
     def learned(self) -> Mapping[str, nn.Parameter]:
         return {}
@@ -83,6 +94,7 @@ class Distill(_Opened):
     """
 
     floor = 0.1
+    rounding = ROUNDING
 
     def __init__(self, model: Model, teacher: Model) -> None:
         super().__init__()
