@@ -22,7 +22,6 @@ from sinkscope.train.tuning._learned import share_of_weight
 from sinkscope.train.tuning._supply import Drawn
 from sinkscope.treat import anatomy_of
 
-
 ROUNDING = 1e-9
 """Distillation losses of treatments that leave the outputs as they are, to rounding."""
 
