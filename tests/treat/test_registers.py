@@ -65,6 +65,19 @@ def test_outputs_are_unchanged_and_gradients_alive(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", ENCODERS)
+def test_unweighed_they_are_the_published_ones(family: str) -> None:
+    plain, x = model(family), example(family)
+    published = sinkscope.treat(plain, Registers(COUNT, weighed=False))  # in need of no probe
+    (tokens,) = treat.added(published).values()
+    weighed = equal_to_tokens(sinkscope.treat(plain, Registers(COUNT), probe=x), tokens)
+    torch.testing.assert_close(output(published, x), output(weighed, x), rtol=1e-4, atol=1e-5)
+    output(published, x).sin().sum().backward()
+    assert tokens.grad is not None and float(tokens.grad.abs().max()) > 1e-6
+    with pytest.raises(OptionError, match="registers without a probe"):
+        sinkscope.treat(plain, Registers(COUNT, like=0, weighed=False))
+
+
+@pytest.mark.parametrize("family", ENCODERS)
 @pytest.mark.parametrize("like", [0, -1])
 def test_they_start_as_copies_of_a_token(family: str, like: int) -> None:
     plain, probe = model(family), example(family, seed=1)
@@ -95,7 +108,7 @@ def test_a_copy_takes_the_place_of_a_hidden_token() -> None:
     wanted = output(plain, x)[:, 1:].detach()
     errors = []
     for like in (None, 0):
-        made = equal_to_tokens(sinkscope.treat(masked, Registers(1, like=like, layers=last), probe=x))
+        made = sinkscope.treat(masked, Registers(1, like=like, weighed=False, layers=last), probe=x)
         errors.append(float((output(made, x)[:, 1:].detach() - wanted).square().mean()))
     assert errors[1] < 0.01 * errors[0]
 

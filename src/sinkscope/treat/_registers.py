@@ -60,6 +60,8 @@ class Registers(AttentionTreatment):
     - `like`: position of a token, as the first block gets the sequence: 0 the first, -1 the last. Registers then start
       as copies of it (the mean over the probe) with 2% of noise, and from the first pass on collect what it collects.
       None: in a normal distribution of standard deviation 0.02.
+    - `weighed`: with b. False is the published form without it: registers are seen as any token is, which changes the
+      outputs; copies then stand in for a sink from the start.
     - `layers`: blocks in which the tokens can see the registers, all by default.
 
     **Raises:** `OptionError` for a count below 1, for a position that the probe does not have, and for causal models.
@@ -67,6 +69,7 @@ class Registers(AttentionTreatment):
 
     count: int = 4
     like: int | None = None
+    weighed: bool = True
 
     name: ClassVar[str] = "registers"
     source: ClassVar[str] = "Darcet et al. 2024, arXiv:2309.16588; start by sinkscope"
@@ -76,18 +79,18 @@ class Registers(AttentionTreatment):
 
     @property
     def harmless(self) -> bool:
-        return True
+        return self.weighed
 
     @property
     def needs_probe(self) -> bool:
-        return True
+        return self.weighed or self.like is not None
 
     @property
     def slot(self) -> str:
         return "registers"
 
     def part(self, site: Site) -> Part:
-        return _Seen(self.count, site.shape.heads)
+        return _Seen(self.count, RegisterWeight(site.shape.heads, self.count) if self.weighed else None)
 
     def install(self, body: Body) -> None:
         require_kind(
@@ -135,19 +138,19 @@ class _Hidden(Part):
 
 
 class _Seen(ColumnPart):
-    """Attention whose registers are read with a weight of their own."""
+    """Attention whose registers are read, with a weight of their own or as tokens are."""
 
-    def __init__(self, count: int, heads: int) -> None:
+    def __init__(self, count: int, column: RegisterWeight | None) -> None:
         super().__init__()
         self.count = count
-        self.column: RegisterWeight = RegisterWeight(heads, count)
+        self.column = column
 
     def enter(self, call: Attend, x: Float[Tensor, "batch queries residual"]) -> Attend:
-        # On the probe registers are hidden, so that the blocks behind see what they see without them.
-        return with_appended(call, self.count, shown=not self.observing)
+        # On the probe weighed registers are hidden, so that the blocks behind see what they see without them.
+        return with_appended(call, self.count, shown=self.column is None or not self.observing)
 
     def around(self, form: Form, parameters: Parameters, call: Attend) -> tuple[Form, Parameters]:
-        if self.observing:
+        if self.column is None or self.observing:
             return form, parameters
         return WithRegisters(form, self.count), {**parameters, "register_weight": self.column.logit()}
 
