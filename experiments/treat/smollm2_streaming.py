@@ -76,18 +76,19 @@ def child(data: Path, name: str, text: int, length: int, texts: int, window: int
     with torch.inference_mode():
         module(ids[None, :CHUNK], use_cache=False)  # weights are read from their file when they are first used
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew, from what is resident now
-    clock, loaded, losses, rows = Clock(), resident("VmRSS"), [], []
+    losses = torch.zeros(length)  # small tensors made one by one would keep freed logits from being given back
+    clock, loaded, rows = Clock(), resident("VmRSS"), []
     with torch.inference_mode():
         for start in range(0, length, CHUNK):
             logits = module(ids[None, start : start + CHUNK], past_key_values=cache).logits[0]
             targets = ids[start + 1 : start + CHUNK + 1]
-            losses.append(nats(logits[: len(targets)], targets))
+            losses[start : start + len(targets)] = nats(logits[: len(targets)], targets)
             end = start + CHUNK
             if name == "window + other 4" and end == window:
                 forget_first(cache)
             if end in EDGES:
                 first = max(edge for edge in EDGES if edge < end)
-                part = torch.cat(losses)[first:]
+                part = losses[first : min(end, length - 1)]
                 rows.append(
                     {
                         "first": first,
