@@ -5,8 +5,8 @@
 The model is zoo:dinov2-small-saliency at 224 pixels. Cures are put into all layers and tuned on 40 pictures for 40
 steps of 2, by distillation to the final tokens of the untouched model, in two ways. `sinks kept`: nothing else is
 changed, so that the loss is 0 from the start and nothing is learned. `sinks masked`: nobody sees [CLS] in the heads
-whose sink it is (results/real), and the cure has to stand in; `attention bias` and `no cure` beside it. `one register, a
-copy, seen` is `Registers(1, like=0, weighed=False)`: it changes the outputs from the start. Test-time
+whose sink it is (results/real), and the cure has to stand in; `attention bias` and `no cure` beside it.
+`one register, a copy, seen` is `Registers(1, like=0, weighed=False)`: it changes the outputs from the start. Test-time
 registers are not tuned: ten neurons found on the pictures that are tuned on (outliers by the rule, or if there are none
 the 1% of patches with the largest norms), and as many random ones of the same layers. Judged on 24 other pictures:
 squared error of the final tokens, rank correlation of the maps of the model's own decoder, norms before the final norm,
