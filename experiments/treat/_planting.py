@@ -72,12 +72,12 @@ CURES: dict[str, tuple[tuple[AttentionTreatment, ...], float]] = {
     "attention bias": ((AttentionBias(),), 0.03),
     "registers": ((Registers(4),), 0.03),
     "registers, copies": ((Registers(4, like=0),), 0.03),
+    "one copy, seen": ((Registers(1, like=0, weighed=False),), 0.003),
     "gate + registers": ((Gate("headwise"), Registers(4)), 0.03),
-    "gate + copies": ((Gate("headwise"), Registers(4, like=0)), 0.03),
     "global pathway": ((GlobalPathway(),), 0.01),
 }
 """Treatments, each put into the planted layer alone, and the learning rate; those of single treatments were
-tried on a head that is in no table. Copies are of the sink's token."""
+tried on a head that is in no table. Copies are of the sink's token; one that is seen has no logit of its own."""
 
 ELSEWHERE = ("gate", "attention bias", "registers", "registers, copies")
 """Cures that are also put into another layer: a control with as many parameters."""
