@@ -278,9 +278,10 @@ def test_half_precision_and_copies(dtype: torch.dtype) -> None:
     sinkscope.treat(model("dinov2").to(dtype), Registers(2), probe=x.to(dtype))  # harmless there too
 
 
-def test_they_are_tuned_saved_and_loaded(tmp_path: Path) -> None:
+@pytest.mark.parametrize("registers", [Registers(2), Registers(2, like=0), Registers(2, like=0, weighed=False)])
+def test_they_are_tuned_saved_and_loaded(registers: Registers, tmp_path: Path) -> None:
     plain, x = model("clip-vision").requires_grad_(False), example("clip-vision")
-    treated = sinkscope.treat(plain, Registers(2), probe=x)
+    treated = sinkscope.treat(plain, registers, probe=x)
     optimiser = torch.optim.Adam(treat.added(treated).values(), lr=5e-2)
     losses = []
     for _ in range(40):
@@ -292,7 +293,7 @@ def test_they_are_tuned_saved_and_loaded(tmp_path: Path) -> None:
     assert losses[-1] < 0.97 * losses[0]
     treat.save(treated, tmp_path)
     again = treat.load(plain, tmp_path)
-    assert treat.treatments_of(again) == (Registers(2),)
+    assert treat.treatments_of(again) == (registers,)
     assert torch.equal(output(again, x), output(treated, x))
 
 
